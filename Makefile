@@ -1,0 +1,48 @@
+# `make demo` and `make test` do all their own set-up; nothing but Python (3.11 or newer) and make is needed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all check format bench docs clean
+
+help: ## Show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(STAMP) ## Make the virtual environment, install everything and fetch the bundled model
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("steersman needs Python 3.11 or newer") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/steersman models pull
+	@touch $@
+
+demo: setup ## Fit a vector from examples and show the bundled model plain and steered
+	@$(BIN)/python examples/quickstart.py
+
+test: setup ## Run the tests (a few minutes on two cores)
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: setup ## Run the tests and the longer proofs
+	$(BIN)/python -m pytest
+
+check: setup ## Formatting, lint, types, and that the docs are fresh
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: setup ## Format the code and mend what the linter can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup ## Measure the engine beside transformers, repeng and steering-vectors (about ten minutes, on a quiet machine)
+	$(BIN)/python bench/engine.py
+
+docs: setup ## Write the generated parts of the documentation anew
+	$(BIN)/python docs/generate.py
+
+clean: ## Remove the virtual environment and caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
