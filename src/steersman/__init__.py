@@ -1,0 +1,1 @@
+"""steersman: steer language models through sparse autoencoders."""

@@ -1,0 +1,67 @@
+"""The only reader of the environment: where files live, which device and number format to use.
+
+| variable | meaning | default |
+|---|---|---|
+| `STEERSMAN_CACHE` | unpacked assets, model profiles | `$XDG_CACHE_HOME/steersman` or `~/.cache/steersman` |
+| `STEERSMAN_DEVICE` | `cpu`, `cuda`, `cuda:1`, `mps` | CUDA where there is one, else the CPU |
+| `STEERSMAN_DTYPE` | `bfloat16`, `float16`, `float32` | bfloat16 where the device computes in it, else float32 |
+| `STEERSMAN_OFFLINE` | `1`: never open a connection | unset; `HF_HUB_OFFLINE=1` counts too |
+
+Nothing is read at import; every caller asks `Settings.from_env()`.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from steersman.errors import SteersmanError
+
+DTYPES = ("bfloat16", "float16", "float32")
+_TRUE = {"1", "true", "yes", "on"}
+_FALSE = {"", "0", "false", "no", "off"}
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the environment says, checked."""
+
+    cache: Path
+    """Folder of unpacked assets and measured profiles; made when first written to."""
+    device: str | None = None
+    """A torch device, or None to choose."""
+    dtype: str | None = None
+    """One of `DTYPES`, or None to choose."""
+    offline: bool = False
+    """Never open a connection."""
+
+    def __post_init__(self) -> None:
+        if self.dtype is not None and self.dtype not in DTYPES:
+            raise SteersmanError(f"STEERSMAN_DTYPE={self.dtype!r} is unknown; use one of {', '.join(DTYPES)}")
+
+    @classmethod
+    def from_env(cls) -> Self:
+        """Read the variables above.
+
+        Raises:
+            SteersmanError: a variable holds a value that is not understood.
+        """
+        home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+        cache = os.environ.get("STEERSMAN_CACHE") or str(Path(home) / "steersman")
+        return cls(
+            cache=Path(cache).expanduser(),
+            device=os.environ.get("STEERSMAN_DEVICE") or None,
+            dtype=os.environ.get("STEERSMAN_DTYPE") or None,
+            offline=_flag("STEERSMAN_OFFLINE") or _flag("HF_HUB_OFFLINE"),
+        )
+
+
+def _flag(name: str) -> bool:
+    value = os.environ.get(name, "").strip().lower()
+    if value in _TRUE:
+        return True
+    if value in _FALSE:
+        return False
+    raise SteersmanError(f"{name}={value!r} is neither yes nor no; set it to 1 or leave it out")
