@@ -1,0 +1,1 @@
+"""Language models: find them, load them, read and edit their residual stream."""

@@ -1,0 +1,31 @@
+"""Shared fixtures: tiny random models of real architectures, and the bundled model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from steersman.models.language_model import LanguageModel
+from steersman.models.load import load_model
+from tests.tiny import tiny_model
+
+
+@pytest.fixture(autouse=True)
+def _two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(min(2, before))
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> LanguageModel:
+    """A random Llama of 4 layers and 32 dimensions with a byte-level tokenizer, float32."""
+    return tiny_model("llama")
+
+
+@pytest.fixture(scope="session")
+def bundled() -> LanguageModel:
+    """The bundled model in its default number format; fetched into the cache the first time."""
+    return load_model()
