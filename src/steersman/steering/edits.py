@@ -1,0 +1,143 @@
+"""The edits a recipe is made of: frozen facts, checked at birth. What they do to a tensor stands in `ops`.
+
+All edits of one layer read the same residual stream, the block's own output, and their changes add up; so their order
+never matters, and `a + b` equals `b + a`. A factor on a recipe multiplies the *change* an edit makes (for `rotate`, its
+angle): 0 is the unsteered model for every kind.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from steersman.errors import RecipeError
+from steersman.facts import fact
+from steersman.steering.condition import Condition, layers_read
+from steersman.steering.target import Latent, Target
+from steersman.steering.vector import Vector
+from steersman.steering.where import Constant, Schedule, Where
+
+Unit = Literal["residual_norm", "raw"]
+"""`residual_norm`: multiples of the mean residual norm at the edit's layer, the same on every model; `raw`: as it stands."""
+
+
+@fact
+class FeatureWeight:
+    """A share of an SAE feature in a vector that was built from decoder rows."""
+
+    id: int
+    weight: float
+    label: str | None = None
+
+
+@fact
+class EditBase:
+    """What every edit has."""
+
+    layer: int
+    """Decoder block whose output is edited, counted from 0."""
+    strength: float = 1.0
+    """Factor on the change; negative turns it round. For `add`, the length of what is added, in `unit`."""
+    where: Where = Where()
+    """Which tokens."""
+    schedule: Schedule = Constant()
+    """Factor on the strength as the answer grows."""
+    when: Condition | None = None
+    """Only at tokens where this holds."""
+
+    def __post_init__(self) -> None:
+        if self.layer < 0:
+            raise RecipeError(f"layer {self.layer} does not exist; layers count from 0")
+        if not math.isfinite(self.strength):
+            raise RecipeError(f"'strength' must be a finite number, not {self.strength}")
+        late = [layer for layer in layers_read(self.when) if layer > self.layer] if self.when else []
+        if late:
+            raise RecipeError(
+                f"an edit at layer {self.layer} cannot wait for a condition at layer {late[0]}, which comes later"
+            )
+
+
+@fact
+class Add(EditBase):
+    """Add a vector: `h + strength * vector` (raw), or `h + strength * mean_norm * unit(vector)` (residual_norm)."""
+
+    vector: Vector
+    unit: Unit = "residual_norm"
+    features: tuple[FeatureWeight, ...] = ()
+    """The SAE features the vector was summed from, when it was."""
+    kind: Literal["add"] = "add"
+
+
+@fact
+class Clamp(EditBase):
+    """Set the reading of a direction or latent to `value`; everything else, an SAE's reconstruction error too, stays."""
+
+    target: Target
+    value: float
+    unit: Unit = "raw"
+    """Of `value`; a latent's activation is always raw."""
+    kind: Literal["clamp"] = "clamp"
+
+    def __post_init__(self) -> None:
+        EditBase.__post_init__(self)
+        if not math.isfinite(self.value):
+            raise RecipeError(f"clamp: 'value' must be a finite number, not {self.value}")
+        if isinstance(self.target, Latent) and self.unit != "raw":
+            raise RecipeError("clamp: the activation of a latent is raw; leave 'unit' out")
+
+
+@fact
+class Scale(EditBase):
+    """Multiply the reading of a direction or latent by `factor`."""
+
+    target: Target
+    factor: float
+    kind: Literal["scale"] = "scale"
+
+    def __post_init__(self) -> None:
+        EditBase.__post_init__(self)
+        if not math.isfinite(self.factor):
+            raise RecipeError(f"scale: 'factor' must be a finite number, not {self.factor}")
+
+
+@fact
+class Ablate(EditBase):
+    """Set the reading of a direction or latent to 0: project the direction out, or switch the latent off."""
+
+    target: Target
+    kind: Literal["ablate"] = "ablate"
+
+
+@fact
+class Rotate(EditBase):
+    """Turn the residual stream by `degrees` towards `vector` (negative: away from it), its norm kept."""
+
+    vector: Vector
+    degrees: float
+    kind: Literal["rotate"] = "rotate"
+
+    def __post_init__(self) -> None:
+        EditBase.__post_init__(self)
+        if not math.isfinite(self.degrees) or abs(self.degrees) > 180:
+            raise RecipeError(f"rotate: 'degrees' must lie between -180 and 180, not {self.degrees}")
+
+
+Edit = Annotated[Add | Clamp | Scale | Ablate | Rotate, Field(discriminator="kind")]
+KINDS: dict[str, type[Edit]] = {"add": Add, "clamp": Clamp, "scale": Scale, "ablate": Ablate, "rotate": Rotate}
+
+
+def width(edit: Edit) -> int:
+    """`d_model` that the edit was made for."""
+    match edit:
+        case Add() | Rotate():
+            return len(edit.vector)
+        case Clamp() | Scale() | Ablate():
+            return edit.target.width
+
+
+def scaled(edit: Edit, factor: float) -> Edit:
+    """The edit with its strength multiplied."""
+    return dataclasses.replace(edit, strength=edit.strength * factor)

@@ -1,0 +1,59 @@
+"""What each kind of edit does to the residual stream. Pure functions on float32 tensors; they know no recipe or batch.
+
+Every function takes `hidden (rows, seq, d_model)` and a gain `(rows, seq)`, and returns the *change* to add. A gain of 0 gives
+exactly 0. Row `i` of every argument belongs together and never touches row `j`.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from steersman.steering.target import read
+
+Hidden = Float[Tensor, "rows seq d_model"]
+Gain = Float[Tensor, "rows seq"]
+
+
+def add(vector: Float[Tensor, "rows d_model"], gain: Gain) -> Hidden:
+    """`gain * vector` at every token."""
+    return gain[:, :, None] * vector[:, None, :]
+
+
+def affine(
+    hidden: Hidden,
+    encoders: tuple[Float[Tensor, "rows d_model"], Float[Tensor, " rows"], Float[Tensor, " rows"]],
+    decoder: Float[Tensor, "rows d_model"],
+    slope: Float[Tensor, " rows"],
+    offset: Float[Tensor, " rows"],
+    gain: Gain,
+) -> Hidden:
+    """Change the reading `a` of a direction or latent by `slope * a + offset`, written back along its decoder row.
+
+    Clamp is slope -1 and offset the value; scale by f is slope f - 1; ablation is slope -1. What the SAE does not
+    reconstruct is never touched, because only the change is written (the error term is kept).
+    """
+    row, bias, threshold = (part[:, None] for part in encoders)
+    reading = read(hidden, row, bias, threshold)
+    change = gain * (slope[:, None] * reading + offset[:, None])
+    return change[:, :, None] * decoder[:, None, :]
+
+
+def rotate(
+    hidden: Hidden, toward: Float[Tensor, "rows d_model"], degrees: Float[Tensor, " rows"], gain: Gain
+) -> Hidden:
+    """Turn `hidden` by `gain * degrees` towards the unit vector `toward`, in the plane that both span; the norm is kept.
+
+    The turn stops at the vector itself, or, for a negative angle, at its opposite. (Angular steering, arXiv:2510.26243,
+    rotates within one fixed plane; here each token turns in its own.)
+    """
+    toward = toward[:, None, :]
+    norm = hidden.norm(dim=-1, keepdim=True)
+    along = (hidden * toward).sum(-1, keepdim=True)
+    across = hidden - along * toward
+    height = across.norm(dim=-1, keepdim=True)
+    angle = torch.atan2(height, along)
+    turned = (angle - torch.deg2rad(gain * degrees[:, None])[:, :, None]).clamp(0.0, torch.pi)
+    result = norm * (turned.cos() * toward + turned.sin() * across / height.clamp(min=1e-12))
+    return torch.where(gain[:, :, None] == 0, torch.zeros_like(hidden), result - hidden)

@@ -1,0 +1,160 @@
+"""Compile the recipes of one batch into row-wise edits per layer. Knows nothing of text, requests or HTTP.
+
+`BatchPlan` holds what stays the same while the same recipes run; `bind` adds what changes with every forward pass (positions,
+tokens, gains) and gives one function per touched layer. Rows without a recipe are never written to.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from steersman.steering.condition import Above, AllOf, AnyOf, Condition, Not, Since, TokenIs, leaves
+from steersman.steering.edits import Edit
+from steersman.steering.recipe import Recipe
+from steersman.steering.stacks import STACKS, Group, Probes
+from steersman.steering.where import Schedule, Where
+
+Latches = dict[int, bool]
+"""Which `since` conditions of a request have been met so far, by identity of the condition."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenBatch:
+    """What one forward pass reads."""
+
+    token_ids: Int[Tensor, "rows seq"]
+    positions: Int[Tensor, "rows seq"]
+    """Position of each token in its own sequence, prompt first."""
+    prompt_lengths: Int[Tensor, "rows 1"]
+    valid: Bool[Tensor, "rows seq"]
+    """False for padding."""
+    gains: Float[Tensor, " rows"]
+    """Factor on every strength of the row's recipe."""
+
+
+class BatchPlan:
+    """The edits and conditions of a batch, stacked for the device they run on."""
+
+    def __init__(self, recipes: Sequence[Recipe | None], mean_norms: Sequence[float], device: torch.device) -> None:
+        """Stack the edits of `recipes` (one a row, None for an unsteered row), group by group.
+
+        Args:
+            recipes: what steers each row; their fit to the model was checked before.
+            mean_norms: mean residual norm per layer, what a strength of 1.0 means.
+            device: where the model runs.
+        """
+        self.aborts = [(row, recipe.abort) for row, recipe in enumerate(recipes) if recipe and recipe.abort]
+        found: dict[tuple[int, type, Where, Schedule], list[tuple[int, Edit]]] = defaultdict(list)
+        leaves_read: dict[int, list[tuple[int, Above]]] = defaultdict(list)
+        for row, recipe in enumerate(recipes):
+            for edit in recipe.edits if recipe else ():
+                if edit.strength != 0.0:  # Strength 0 is the baseline, bit for bit: nothing runs.
+                    found[edit.layer, STACKS[edit.kind], edit.where, edit.schedule].append((row, edit))
+            for condition in recipe.conditions if recipe else ():
+                for leaf in leaves(condition):
+                    leaves_read[leaf.layer].append((row, leaf))
+        self.probes = {layer: Probes(entries, mean_norms[layer], device) for layer, entries in leaves_read.items()}
+        self.groups: dict[int, list[Group]] = defaultdict(list)
+        for (layer, family, where, schedule), entries in found.items():
+            self.groups[layer].append(
+                Group(where, schedule, entries, family(entries, mean_norms[layer], device), device)
+            )
+        self.layers = tuple(sorted({*self.groups, *self.probes}))
+
+    def bind(self, batch: TokenBatch, latches: Sequence[Latches]) -> BoundPlan:
+        """The plan for one forward pass over `batch`; `latches` holds one dict a row, updated by `commit`."""
+        return BoundPlan(self, batch, latches)
+
+
+class BoundPlan:
+    """A plan with the tokens it will meet: one function per layer, for one forward pass."""
+
+    def __init__(self, plan: BatchPlan, batch: TokenBatch, latches: Sequence[Latches]) -> None:
+        self._plan, self._batch, self._latches = plan, batch, latches
+        self._truths: dict[tuple[int, int], Tensor] = {}
+        self._coefficients: dict[tuple[Where, Schedule], Tensor] = {}
+
+    @property
+    def hooks(self) -> dict[int, Callable[[Tensor], Tensor | None]]:
+        """For each touched layer, the function from the block's output to its replacement (None: unchanged)."""
+        return {layer: self._hook(layer) for layer in self._plan.layers}
+
+    def commit(self) -> set[int]:
+        """After the forward pass: remember what `since` conditions saw, and return the rows whose recipe says abort."""
+        later = self._batch.positions > 0
+        aborted = {
+            row for row, condition in self._plan.aborts if bool((self._holds(row, condition) & later[row]).any())
+        }
+        for (row, key), truth in self._truths.items():
+            if key in self._latches[row]:
+                self._latches[row][key] = bool(truth.any())
+        return aborted
+
+    def _hook(self, layer: int) -> Callable[[Tensor], Tensor | None]:
+        def edit(hidden: Tensor) -> Tensor | None:
+            if layer in self._plan.probes:
+                # The first token is an attention sink: what is read there means nothing.
+                self._truths.update(self._plan.probes[layer].read(hidden, self._batch.positions > 0))
+            groups = self._plan.groups.get(layer)
+            return self._apply(groups, hidden) if groups else None
+
+        return edit
+
+    def _apply(self, groups: list[Group], hidden: Tensor) -> Tensor:
+        # Float32 while the changes add up, one rounding at the end: a zero change leaves every bit as it was.
+        result = hidden.clone()
+        rows = sorted({row for group in groups for row in group.rows})
+        local = {row: index for index, row in enumerate(rows)}
+        index = torch.tensor(rows, device=hidden.device)
+        before = hidden[index].float()
+        total = before.clone()
+        for group in groups:
+            at = torch.tensor([local[row] for row in group.rows], device=hidden.device)
+            total.index_add_(0, at, group.stack.change(before[at], self._gain(group)))
+        result[index] = total.to(hidden.dtype)
+        return result
+
+    def _gain(self, group: Group) -> Float[Tensor, "entries seq"]:
+        """Gain of each entry at each token: row gain, position mask, schedule and condition."""
+        key = (group.where, group.schedule)
+        if key not in self._coefficients:
+            batch = self._batch
+            mask = group.where.mask(batch.positions, batch.prompt_lengths, batch.token_ids) & batch.valid
+            index = (batch.positions - batch.prompt_lengths).clamp(min=0)
+            self._coefficients[key] = group.schedule.gains(index) * mask * batch.gains[:, None]
+        gain = self._coefficients[key][group.index]
+        for entry, (row, condition) in group.conditions.items():
+            gain[entry] *= self._holds(row, condition)
+        return gain
+
+    def _holds(self, row: int, condition: Condition) -> Bool[Tensor, " seq"]:
+        """Truth of a condition at each token of the row, all its layers having been read."""
+        known = self._truths.get((row, id(condition)))
+        if known is not None:
+            return known
+        batch = self._batch
+        match condition:
+            case Above():
+                raise AssertionError("a condition's layer is read before it is asked for")
+            case TokenIs():
+                truth = torch.isin(
+                    batch.token_ids[row], torch.tensor(condition.token_ids, device=batch.token_ids.device)
+                )
+            case Not():
+                truth = ~self._holds(row, condition.item)
+            case AllOf():
+                truth = torch.stack([self._holds(row, item) for item in condition.items]).all(0)
+            case AnyOf():
+                truth = torch.stack([self._holds(row, item) for item in condition.items]).any(0)
+            case Since():
+                now = self._holds(row, condition.item) & batch.valid[row]
+                met = self._latches[row].setdefault(id(condition), False)
+                truth = now.cummax(0).values | met
+        self._truths[row, id(condition)] = truth & batch.valid[row]
+        return self._truths[row, id(condition)]
