@@ -1,0 +1,116 @@
+"""Keys and values of many sequences in one slab: row `i` is a sequence, column `p` its token at position `p`.
+
+Rows are aligned on the left, so a token is always computed against the same columns, whatever else is in the batch. The
+slab grows with the longest sequence and gives a row back by moving the last one into its place.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+_GROW_TOKENS = 128
+
+
+class KVCache(Cache):  # type: ignore[misc]
+    """A slab for up to `rows` sequences, handed to transformers as `past_key_values`.
+
+    Before each forward pass, `aim` says where its tokens go; the pass then writes them and attends to columns up to `length`.
+    """
+
+    def __init__(self, n_layers: int, rows: int) -> None:
+        self.rows = rows
+        self.capacity_tokens = 0
+        self.used_rows = 0
+        self.length = 0
+        self.start: int | None = None
+        self.row_index: Tensor | None = None
+        self.columns: Tensor | None = None
+        super().__init__(layers=[_SlabLayer(self) for _ in range(n_layers)])
+
+    def aim(self, positions: Tensor, length: int, start: int | None) -> None:
+        """Say where the next pass writes.
+
+        Args:
+            positions: `(rows, seq)` position of each token; rows 0 to `rows - 1` of the slab take part.
+            length: columns to attend to, at least the largest position + 1.
+            start: the common first position, when all rows write the columns from there on; else None, with `seq` 1.
+        """
+        self.used_rows, self.length, self.start = len(positions), length, start
+        if start is None:
+            self.row_index = torch.arange(len(positions), device=positions.device)
+            self.columns = positions[:, 0]
+        if length > self.capacity_tokens:
+            self.capacity_tokens = -(-length // _GROW_TOKENS) * _GROW_TOKENS
+
+    def copy_row(self, source: KVCache, source_row: int, row: int, length: int) -> None:
+        """Copy the first `length` columns of another slab's row into `row` of this one."""
+        self.capacity_tokens = max(self.capacity_tokens, -(-length // _GROW_TOKENS) * _GROW_TOKENS)
+        for mine, other in zip(self.layers, source.layers, strict=True):
+            mine.reserve(other.keys, other.values)
+            mine.keys[row, :, :length] = other.keys[source_row, :, :length]
+            mine.values[row, :, :length] = other.values[source_row, :, :length]
+
+    def move_row(self, source: int, target: int, length: int) -> None:
+        """Move a row within the slab."""
+        for layer in self.layers:
+            layer.keys[target, :, :length] = layer.keys[source, :, :length]
+            layer.values[target, :, :length] = layer.values[source, :, :length]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Columns attended to, as transformers asks for it."""
+        return self.length
+
+
+class _SlabLayer(CacheLayerMixin):  # type: ignore[misc]
+    """Keys and values `(rows, heads, columns, head_dim)` of one decoder block; made at the first pass, when shapes are known."""
+
+    is_sliding = False
+
+    def __init__(self, slab: KVCache) -> None:
+        super().__init__()
+        self.slab = slab
+
+    def reserve(self, keys: Tensor, values: Tensor) -> None:
+        """Make the slab as large as it must be, keeping what it holds. Zeros, as a masked NaN would still spread."""
+        for name, like in (("keys", keys), ("values", values)):
+            old = getattr(self, name)
+            if old is None or old.shape[2] < self.slab.capacity_tokens:
+                new = like.new_zeros(self.slab.rows, like.shape[1], self.slab.capacity_tokens, like.shape[3])
+                if old is not None:
+                    new[:, :, : old.shape[2]] = old
+                setattr(self, name, new)
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Write the pass's keys and values, and return all that it attends to."""
+        slab = self.slab
+        self.reserve(key_states, value_states)
+        keys, values = self.keys[: slab.used_rows], self.values[: slab.used_rows]
+        if slab.start is None:
+            keys[slab.row_index, :, slab.columns] = key_states[:, :, 0]
+            values[slab.row_index, :, slab.columns] = value_states[:, :, 0]
+        else:
+            stop = slab.start + key_states.shape[2]
+            keys[:, :, slab.start : stop] = key_states
+            values[:, :, slab.start : stop] = value_states
+        return keys[:, :, : slab.length], values[:, :, : slab.length]
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Part of transformers' protocol."""
+        self.reserve(key_states, value_states)
+
+    def get_seq_length(self) -> int:
+        """Part of transformers' protocol: columns attended to."""
+        return self.slab.length
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Part of transformers' protocol; the runner brings its own masks."""
+        return self.slab.length, 0
+
+    def get_max_length(self) -> int:
+        """Part of transformers' protocol: no limit of its own."""
+        return -1

@@ -1,0 +1,261 @@
+"""Continuous batching: requests join and leave one running batch, each steered by its own recipe.
+
+A step is: admit waiting requests, prefill a bounded piece of their prompts, decode one token for every running row. Nobody
+owns a thread: whoever waits for an answer drives the steps, and all running requests move together. At any time one
+thread drives; the others sleep until their answer is there.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from steersman.engine.batch import DecodeBatch, PrefillBatch
+from steersman.engine.request import Chunk, Request, Result
+from steersman.engine.runner import Runner
+from steersman.engine.sequence import RunningSequence
+from steersman.engine.shadow import mean_logprob
+from steersman.errors import RequestError
+from steersman.facts import fact
+from steersman.models.language_model import LanguageModel
+from steersman.models.residuals import ModelProfile, load_profile
+from steersman.settings import Settings
+
+
+@fact
+class EngineLimits:
+    """How much runs at once."""
+
+    slots: int = 16
+    """Requests in the running batch."""
+    kv_tokens: int = 32_768
+    """Tokens of keys and values, rows times longest row; what does not fit waits. A single request is never refused for it."""
+    prefill_tokens: int = 512
+    """Prompt tokens between two decode steps, so that a long prompt does not stall running answers."""
+    idle_prefill_tokens: int = 2048
+    """The same while nothing is being decoded."""
+
+    def __post_init__(self) -> None:
+        for name in ("slots", "kv_tokens", "prefill_tokens", "idle_prefill_tokens"):
+            if getattr(self, name) < 1:
+                raise RequestError(f"{name} must be 1 or more, not {getattr(self, name)}")
+
+
+class Engine:
+    """Generates for many callers at once. Safe to share between threads."""
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        limits: EngineLimits | None = None,
+        *,
+        profile: ModelProfile | None = None,
+        cache: Path | None = None,
+    ) -> None:
+        """Make an engine; it holds no thread and no hook, and its memory grows with what runs.
+
+        Args:
+            model: what generates; several engines may share it.
+            limits: how much runs at once.
+            profile: mean residual norms; by default from the cache, measured the first time.
+            cache: folder of profiles; by default the settings'.
+
+        Raises:
+            UnsupportedModel: the architecture keeps no ordinary keys and values.
+        """
+        self.model = model
+        self.limits = limits or EngineLimits()
+        self.profile = profile or load_profile(model, cache or Settings.from_env().cache)
+        self._runner = Runner(model)
+        self._waiting: deque[RunningSequence] = deque()
+        self._prefill: PrefillBatch | None = None
+        self._decode = DecodeBatch(self._runner, self.profile.mean_norms, self.limits.slots)
+        self._turn = threading.Condition()
+        self._driving = False
+
+    def generate(
+        self, requests: Sequence[Request], *, on_done: Callable[[int, Result], None] | None = None
+    ) -> list[Result]:
+        """Answer all requests, in order; they run together with those of other threads.
+
+        Args:
+            requests: what to answer.
+            on_done: called with (index, result) as each one ends, in the order they end.
+
+        Raises:
+            RequestError: a request is wrong; none of them is run.
+            RecipeMismatch: a recipe is for another model; none of them is run.
+        """
+        sequences = [RunningSequence(self.model, request, stream=False) for request in requests]
+        tickets = [self._enqueue(sequence) for sequence in sequences]
+        try:
+            told: set[int] = set()
+            while len(told) < len(tickets):
+                ended = [index for index, ticket in enumerate(tickets) if ticket.is_done and index not in told]
+                for index in ended:
+                    told.add(index)
+                    if on_done is not None:
+                        on_done(index, tickets[index].result())
+                if not ended:
+                    self._drive(lambda: any(t.is_done for i, t in enumerate(tickets) if i not in told))
+            return [ticket.result() for ticket in tickets]
+        finally:
+            for ticket in tickets:
+                ticket.cancel()
+
+    def stream(self, request: Request) -> Iterator[Chunk]:
+        """Answer one request piece by piece; the last chunk carries the result. Leaving the loop early cancels it.
+
+        Raises:
+            RequestError, RecipeMismatch: before the first chunk.
+        """
+        sequence = RunningSequence(self.model, request, stream=True)
+        return self._pieces(self._enqueue(sequence))
+
+    def submit(self, request: Request) -> Ticket:
+        """Put a request into the queue and return at once; `Ticket.result` waits for the answer.
+
+        Raises:
+            RequestError, RecipeMismatch: the request is wrong.
+        """
+        return self._enqueue(RunningSequence(self.model, request, stream=False))
+
+    def close(self) -> None:
+        """Cancel what runs and give the memory back; the engine can be used again."""
+        with self._turn:
+            self._turn.wait_for(lambda: not self._driving)
+            for sequence in [*self._waiting, *self._started()]:
+                if not sequence.is_done:
+                    sequence.finish_reason = "cancelled"
+            self._waiting.clear()
+            self._reset()
+            self._turn.notify_all()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _enqueue(self, sequence: RunningSequence) -> Ticket:
+        with self._turn:
+            self._waiting.append(sequence)
+        return Ticket(self, sequence)
+
+    def _pieces(self, ticket: Ticket) -> Iterator[Chunk]:
+        sequence = ticket.sequence
+        try:
+            while True:
+                self._drive(lambda: sequence.is_done or sequence.has_news)
+                if sequence.error is not None:
+                    raise sequence.error
+                chunk = sequence.take()
+                if chunk.text or chunk.result is not None:
+                    yield chunk
+                if chunk.result is not None:
+                    return
+        finally:
+            ticket.cancel()
+
+    def _drive(self, is_enough: Callable[[], bool]) -> None:
+        """Run steps, or sleep while another thread runs them, until `is_enough`."""
+        while True:
+            with self._turn:
+                self._turn.wait_for(lambda: is_enough() or not self._driving)
+                if is_enough():
+                    return
+                self._driving = True
+            try:
+                self._step()
+            except BaseException as error:
+                # A half-done step leaves the batch in an unknown state: end all that took part, with the reason.
+                for sequence in self._started():
+                    sequence.fail(error)
+                self._reset()
+                raise
+            finally:
+                with self._turn:
+                    self._driving = False
+                    self._turn.notify_all()
+
+    def _step(self) -> None:
+        self._decode.drop_finished()
+        self._admit()
+        if self._prefill is not None:
+            self._prefill.advance()
+            if self._prefill.is_complete:
+                for row, sequence in enumerate(self._prefill.sequences):
+                    if not sequence.is_done:
+                        self._decode.join(sequence, self._prefill.cache, row)
+                self._prefill = None
+        if self._decode.sequences:
+            self._decode.advance()
+            for sequence in self._decode.sequences:
+                if sequence.request.guard.is_due(len(sequence.written)) and not sequence.is_done:
+                    sequence.watch(mean_logprob(self._runner, sequence))
+
+    def _admit(self) -> None:
+        """Start prefilling as many waiting requests as slots, memory and the prefill budget allow."""
+        if self._prefill is not None:
+            return
+        busy = [sequence for sequence in self._decode.sequences if not sequence.is_done]
+        budget = self.limits.prefill_tokens if busy else self.limits.idle_prefill_tokens
+        chosen: list[RunningSequence] = []
+        with self._turn:
+            while self._waiting:
+                if self._waiting[0].is_done:  # Cancelled while it waited.
+                    self._waiting.popleft()
+                    continue
+                rows = [*busy, *chosen, self._waiting[0]]
+                width = max(len(sequence.prompt_ids) for sequence in [*chosen, self._waiting[0]])
+                memory = len(rows) * max(sequence.reserved_tokens for sequence in rows)
+                full = len(rows) > self.limits.slots or (len(rows) > 1 and memory > self.limits.kv_tokens)
+                if full or (chosen and width * (len(chosen) + 1) > budget):
+                    break
+                chosen.append(self._waiting.popleft())
+        if chosen:
+            chunk = max(1, budget // len(chosen))
+            self._prefill = PrefillBatch(self._runner, self.profile.mean_norms, chosen, chunk)
+
+    def _started(self) -> list[RunningSequence]:
+        staged = self._prefill.sequences if self._prefill is not None else []
+        return [*staged, *self._decode.sequences]
+
+    def _reset(self) -> None:
+        self._prefill = None
+        self._decode = DecodeBatch(self._runner, self.profile.mean_norms, self.limits.slots)
+
+
+class Ticket:
+    """A request that was handed in."""
+
+    def __init__(self, engine: Engine, sequence: RunningSequence) -> None:
+        self.sequence = sequence
+        self._engine = engine
+
+    @property
+    def is_done(self) -> bool:
+        """Whether `result` returns at once."""
+        return self.sequence.is_done
+
+    def result(self) -> Result:
+        """Wait for the answer, driving the engine if nobody else does.
+
+        Raises:
+            SteersmanError: generation failed.
+        """
+        self._engine._drive(lambda: self.sequence.is_done)
+        if self.sequence.error is not None:
+            raise self.sequence.error
+        return self.sequence.result()
+
+    def cancel(self) -> None:
+        """End the request where it stands; does nothing when it is done."""
+        if not self.sequence.is_done:
+            self.sequence.finish_reason = "cancelled"

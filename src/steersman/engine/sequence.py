@@ -1,0 +1,153 @@
+"""A request while it runs: its tokens, text, randomness, guard and steering state. Knows nothing of the batch it runs in."""
+
+from __future__ import annotations
+
+import random
+import secrets
+from collections.abc import Sequence
+
+from jaxtyping import Float
+from torch import Tensor
+
+from steersman.engine import guard
+from steersman.engine.cache import KVCache
+from steersman.engine.guard import GuardEvent
+from steersman.engine.request import Chunk, FinishReason, Request, Result, TokenLogprob
+from steersman.engine.sampling import choose, logprob_of
+from steersman.engine.text import TextStream
+from steersman.errors import RequestError, SteersmanError
+from steersman.models.language_model import LanguageModel
+from steersman.steering.plan import Latches
+from steersman.steering.recipe import Recipe
+
+
+class RunningSequence:
+    """The mutable side of one request. Only the engine touches it, one thread at a time."""
+
+    def __init__(self, model: LanguageModel, request: Request, *, stream: bool) -> None:
+        """Check the request against the model and make it ready to run.
+
+        Raises:
+            RequestError: the prompt is empty or does not fit into the context.
+            RecipeMismatch: the recipe was made for another model.
+        """
+        if request.recipe is not None:
+            request.recipe.check_fits(model)
+        self.request = request
+        self.prompt_ids = model.encode(request.prompt)
+        room = model.context_tokens - len(self.prompt_ids)
+        if room < 1:
+            raise RequestError(
+                f"the prompt has {len(self.prompt_ids)} tokens; {model.name} reads at most {model.context_tokens - 1} "
+                f"and one to write: shorten the prompt"
+            )
+        self.max_tokens = min(request.sampling.max_tokens, room)
+        self.written: list[int] = []
+        self.seed = request.sampling.seed if request.sampling.seed is not None else secrets.randbits(53)
+        self.strength = request.strength
+        self.latches: Latches = {}
+        self.events: list[GuardEvent] = []
+        self.logprobs: list[TokenLogprob] = []
+        self.finish_reason: FinishReason | None = None
+        self.error: BaseException | None = None
+        self.shadow: KVCache | None = None
+        """The unsteered model's view of the answer, for the guard; made when it first looks."""
+        self.shadow_tokens = 0
+        self._random = random.Random(self.seed)
+        self._eos = frozenset() if request.sampling.ignore_eos else model.eos_ids
+        self._streams = stream
+        self._text = TextStream(model.decode, self.prompt_ids, request.sampling.stop)
+        self._decoded = 0
+        self._taken = 0
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing more will come."""
+        return self.finish_reason is not None or self.error is not None
+
+    @property
+    def has_news(self) -> bool:
+        """Whether tokens were written since the last `take`."""
+        return len(self.written) > self._taken
+
+    @property
+    def recipe(self) -> Recipe | None:
+        """What steers it now: nothing, once the strength is zero."""
+        return self.request.recipe if self.strength != 0.0 else self._unsteered_abort
+
+    @property
+    def _unsteered_abort(self) -> Recipe | None:
+        recipe = self.request.recipe
+        return recipe if recipe is not None and recipe.abort is not None else None
+
+    @property
+    def reserved_tokens(self) -> int:
+        """Longest the sequence can become."""
+        return len(self.prompt_ids) + self.max_tokens
+
+    @property
+    def length(self) -> int:
+        """Tokens whose keys and values are in the cache: all but the one written last."""
+        return len(self.prompt_ids) + max(len(self.written) - 1, 0)
+
+    def accept(self, logits: Float[Tensor, " vocab"]) -> None:
+        """Choose the next token from the model's logits, and finish when it is the last."""
+        sampling = self.request.sampling
+        token = choose(logits, sampling, [*self.prompt_ids, *self.written], self._random.random())
+        if self.request.logprobs is not None:
+            self.logprobs.append(logprob_of(logits, token, self.request.logprobs))
+        self.written.append(token)
+        if self._streams or sampling.stop:
+            self._decode()
+        if token in self._eos or self._text.is_stopped:
+            self.finish_reason = "stop"
+        elif len(self.written) >= self.max_tokens:
+            self.finish_reason = "length"
+
+    def watch(self, mean_logprob: float | None) -> None:
+        """Let the guard look, and do what it says."""
+        event = guard.judge(self.request.guard, self.written, mean_logprob, self.strength)
+        if event is None or self.is_done:
+            return
+        self.events.append(event)
+        if self.request.guard.mode == "stop":
+            self.finish_reason = "guard"
+        elif abs(event.strength) < 0.1 * abs(self.request.strength):
+            self.strength = 0.0
+        else:
+            self.strength = event.strength
+
+    def fail(self, error: BaseException) -> None:
+        """End with an error; every caller gets its own copy of our errors, the cause attached."""
+        self.error = error if isinstance(error, SteersmanError) else SteersmanError(f"generation failed: {error!r}")
+        if self.error is not error:
+            self.error.__cause__ = error
+
+    def take(self) -> Chunk:
+        """Text that was not taken before; with the result once it is done."""
+        self._taken = len(self.written)
+        if self.finish_reason is None:
+            return Chunk(self._text.take())
+        result = self.result()
+        return Chunk(self._text.take(last=True), result)
+
+    def result(self) -> Result:
+        """The finished answer."""
+        assert self.finish_reason is not None, "a result is asked for when the sequence is done"
+        self._decode(last=True)
+        return Result(
+            text=self._text.text,
+            token_ids=tuple(self.written),
+            finish_reason=self.finish_reason,
+            prompt_tokens=len(self.prompt_ids),
+            seed=self.seed,
+            strength=self.strength,
+            guard_events=tuple(self.events),
+            logprobs=tuple(self.logprobs),
+        )
+
+    def _decode(self, *, last: bool = False) -> None:
+        fresh: Sequence[int] = self.written[self._decoded :]
+        if fresh or last:
+            self._text.push(fresh, last=last)
+            self._decoded = len(self.written)
