@@ -1,1 +1,121 @@
-"""steersman: steer language models through sparse autoencoders."""
+"""steersman: steer language models through sparse autoencoders.
+
+    import steersman as st
+
+    model = st.load_model()                                      # the bundled model; no network once it is cached
+    engine = st.Engine(model)
+    recipe = st.load_recipe("pirate.json")
+    [answer] = engine.generate([st.Request(prompt=st.chat("What is money?"), recipe=recipe)])
+
+Names are imported when they are first used, so that importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from steersman.errors import SteersmanError
+from steersman.version import VERSION as __version__
+
+if TYPE_CHECKING:
+    from steersman.engine.engine import Engine, EngineLimits, Ticket
+    from steersman.engine.guard import Guard, GuardEvent
+    from steersman.engine.request import Chunk, Request, Result, Sampling
+    from steersman.models.language_model import LanguageModel, Message, ModelRef, chat
+    from steersman.models.load import load_model
+    from steersman.models.residuals import ModelProfile, load_profile, read_residuals
+    from steersman.steering.condition import Above, AllOf, AnyOf, Not, Since, TokenIs
+    from steersman.steering.edits import Ablate, Add, Clamp, Rotate, Scale
+    from steersman.steering.export import from_gguf, from_safetensors, to_gguf, to_safetensors
+    from steersman.steering.methods import METHODS
+    from steersman.steering.pairs import Pair, load_named, load_pairs
+    from steersman.steering.recipe import Recipe, combine
+    from steersman.steering.recipe_file import load_recipe, save_recipe
+    from steersman.steering.target import Direction, Latent
+    from steersman.steering.vector import Vector
+    from steersman.steering.where import Constant, Decay, Ramp, Where
+
+_HOMES = {
+    "engine.engine": ("Engine", "EngineLimits", "Ticket"),
+    "engine.guard": ("Guard", "GuardEvent"),
+    "engine.request": ("Chunk", "Request", "Result", "Sampling"),
+    "models.language_model": ("LanguageModel", "Message", "ModelRef", "chat"),
+    "models.load": ("load_model",),
+    "models.residuals": ("ModelProfile", "load_profile", "read_residuals"),
+    "steering.condition": ("Above", "AllOf", "AnyOf", "Not", "Since", "TokenIs"),
+    "steering.edits": ("Ablate", "Add", "Clamp", "Rotate", "Scale"),
+    "steering.export": ("from_gguf", "from_safetensors", "to_gguf", "to_safetensors"),
+    "steering.methods": ("METHODS",),
+    "steering.pairs": ("Pair", "load_named", "load_pairs"),
+    "steering.recipe": ("Recipe", "combine"),
+    "steering.recipe_file": ("load_recipe", "save_recipe"),
+    "steering.target": ("Direction", "Latent"),
+    "steering.vector": ("Vector",),
+    "steering.where": ("Constant", "Decay", "Ramp", "Where"),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "METHODS",
+    "Ablate",
+    "Above",
+    "Add",
+    "AllOf",
+    "AnyOf",
+    "Chunk",
+    "Clamp",
+    "Constant",
+    "Decay",
+    "Direction",
+    "Engine",
+    "EngineLimits",
+    "Guard",
+    "GuardEvent",
+    "LanguageModel",
+    "Latent",
+    "Message",
+    "ModelProfile",
+    "ModelRef",
+    "Not",
+    "Pair",
+    "Ramp",
+    "Recipe",
+    "Request",
+    "Result",
+    "Rotate",
+    "Sampling",
+    "Scale",
+    "Since",
+    "SteersmanError",
+    "Ticket",
+    "TokenIs",
+    "Vector",
+    "Where",
+    "__version__",
+    "chat",
+    "combine",
+    "from_gguf",
+    "from_safetensors",
+    "load_model",
+    "load_named",
+    "load_pairs",
+    "load_profile",
+    "load_recipe",
+    "read_residuals",
+    "save_recipe",
+    "to_gguf",
+    "to_safetensors",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from where it lives."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'steersman' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"steersman.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """The public names."""
+    return __all__
