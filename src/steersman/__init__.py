@@ -16,7 +16,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from steersman.errors import SteersmanError
-from steersman.version import VERSION as __version__
+from steersman.version import __version__
 
 if TYPE_CHECKING:
     from steersman.engine.engine import Engine, EngineLimits, Ticket

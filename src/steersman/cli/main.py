@@ -13,7 +13,7 @@ import typer
 
 from steersman.cli import export, fit, generate, models
 from steersman.errors import SteersmanError
-from steersman.version import VERSION
+from steersman.version import __version__
 
 app = typer.Typer(
     name="steersman",
@@ -31,7 +31,7 @@ app.add_typer(models.app, name="models")
 
 def _version(wanted: bool) -> None:
     if wanted:
-        print(f"steersman {VERSION}")
+        print(f"steersman {__version__}")
         raise typer.Exit
 
 

@@ -20,6 +20,8 @@ from steersman.steering.recipe import Recipe
 # Attention kernels treat a remainder of one to three queries differently, in the last bit; a prompt is padded to whole
 # fours, so that its keys and values do not depend on its neighbours.
 _QUERY_STEP = 4
+# For the same reason a row is never decoded alone: a matrix product with one row takes another path through the kernels.
+_MIN_ROWS = 2
 
 
 class _Steered:
@@ -32,7 +34,7 @@ class _Steered:
         self._planned: list[Recipe | None] = []
         self._plan: BatchPlan | None = None
 
-    def _pass(self, cache: KVCache, ids: Tensor, positions: Tensor, valid: Tensor, keep: Sequence[int]) -> Tensor:
+    def _pass(self, cache: KVCache, ids: Tensor, positions: Tensor, valid: Tensor, keep: Tensor) -> Tensor:
         """Run the rows, steered; rows whose recipe aborts are finished."""
         recipes = [sequence.recipe for sequence in self.sequences]
         if not any(recipes):
@@ -43,8 +45,12 @@ class _Steered:
             or any(new is not old for new, old in zip(recipes, self._planned, strict=True))
         ):
             self._plan, self._planned = BatchPlan(recipes, self.mean_norms, ids.device), recipes
-        lengths = torch.tensor([[len(sequence.prompt_ids)] for sequence in self.sequences], device=ids.device)
-        gains = torch.tensor([sequence.strength for sequence in self.sequences], device=ids.device)
+        lengths = torch.zeros(len(ids), 1, dtype=torch.long, device=ids.device)
+        gains = torch.zeros(
+            len(ids), device=ids.device
+        )  # Rows beyond the sequences are company only; nothing steers them.
+        lengths[: len(self.sequences), 0] = torch.tensor([len(sequence.prompt_ids) for sequence in self.sequences])
+        gains[: len(self.sequences)] = torch.tensor([sequence.strength for sequence in self.sequences])
         batch = TokenBatch(token_ids=ids, positions=positions, prompt_lengths=lengths, valid=valid, gains=gains)
         bound = self._plan.bind(batch, [sequence.latches for sequence in self.sequences])
         logits = self.runner.forward(cache, ids, positions, keep, bound)
@@ -81,16 +87,16 @@ class PrefillBatch(_Steered):
         start, stop = self._at, min(self._at + self._chunk_tokens, self._width)
         ends = [len(sequence.prompt_ids) - 1 for sequence in self.sequences]
         ending = {row: end - start for row, end in enumerate(ends) if start <= end < stop}
-        keep = sorted(set(ending.values())) or [0]
+        keep = torch.tensor([[ending.get(row, 0)] for row in range(len(ends))], device=self._ids.device)
         # Padding may reach past the context, where a model with learned positions has none to look up.
         positions = torch.arange(start, stop, device=self._ids.device).clamp(max=self.runner.model.context_tokens - 1)
         positions = positions.expand(len(self.sequences), -1)
         valid = positions <= torch.tensor(ends, device=self._ids.device)[:, None]
         logits = self._pass(self.cache, self._ids[:, start:stop], positions, valid, keep)
         self._at = stop
-        for row, column in ending.items():
+        for row in ending:
             if not self.sequences[row].is_done:
-                self.sequences[row].accept(logits[row, keep.index(column)])
+                self.sequences[row].accept(logits[row, 0])
 
 
 class DecodeBatch(_Steered):
@@ -98,7 +104,7 @@ class DecodeBatch(_Steered):
 
     def __init__(self, runner: Runner, mean_norms: Sequence[float], slots: int) -> None:
         super().__init__(runner, mean_norms)
-        self.cache = runner.new_cache(slots)
+        self.cache = runner.new_cache(max(slots, _MIN_ROWS))
 
     def join(self, sequence: RunningSequence, cache: KVCache, row: int) -> None:
         """Take over a prefilled row."""
@@ -123,9 +129,10 @@ class DecodeBatch(_Steered):
         if not self.sequences:
             return
         device = self.runner.model.device
-        ids = torch.tensor([[sequence.written[-1]] for sequence in self.sequences], device=device)
-        positions = torch.tensor([[sequence.length] for sequence in self.sequences], device=device)
-        logits = self._pass(self.cache, ids, positions, torch.ones_like(ids, dtype=torch.bool), [0])
+        rows = self.sequences * _MIN_ROWS if len(self.sequences) < _MIN_ROWS else self.sequences
+        ids = torch.tensor([[sequence.written[-1]] for sequence in rows], device=device)
+        positions = torch.tensor([[sequence.length] for sequence in rows], device=device)
+        logits = self._pass(self.cache, ids, positions, torch.ones_like(ids, dtype=torch.bool), torch.zeros_like(ids))
         for row, sequence in enumerate(self.sequences):
             if not sequence.is_done:
                 sequence.accept(logits[row, 0])

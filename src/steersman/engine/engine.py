@@ -190,6 +190,7 @@ class Engine:
         if self._prefill is not None:
             self._prefill.advance()
             if self._prefill.is_complete:
+                self._decode.drop_finished()  # Again: a row that was cancelled meanwhile has been given away already.
                 for row, sequence in enumerate(self._prefill.sequences):
                     if not sequence.is_done:
                         self._decode.join(sequence, self._prefill.cache, row)

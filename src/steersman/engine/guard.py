@@ -29,8 +29,10 @@ class Guard:
     """Look at this many of the last tokens."""
     max_repetition: float = 0.4
     """Share of repeated 3-grams in the window above which text counts as degenerate (sensible text: below 0.2)."""
-    min_logprob: float | None = -6.0
-    """Mean log-probability a token, by the unsteered model, below which text counts as degenerate; None: do not measure."""
+    min_logprob: float | None = -3.3
+    """Mean log-probability a token, by the unsteered model, below which text counts as degenerate; None: do not measure.
+
+    On the bundled model plain answers lie at -0.7 to -1.4, well-steered ones at -1.5 to -3, broken ones below -3.5."""
     soften_by: float = 0.6
     """Factor on the strength at each softening; below a tenth of what was asked, steering goes off."""
 

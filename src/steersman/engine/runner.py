@@ -6,12 +6,12 @@ row up to its own position, within the window of a sliding layer.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from steersman.engine.cache import KVCache
 from steersman.errors import UnsupportedModel
@@ -49,7 +49,7 @@ class Runner:
         # Architectures with layer types take one mask a type; the others a single one, sliding where they have a window.
         self._mixed = "sliding_attention" in types
         self._additive = config._attn_implementation == "eager"
-        self._keeps = "logits_to_keep" in inspect.signature(model.hf.forward).parameters
+        self._unembedding = model.hf.get_output_embeddings()
 
     def new_cache(self, rows: int) -> KVCache:
         """An empty slab for this model."""
@@ -61,28 +61,41 @@ class Runner:
         cache: KVCache,
         token_ids: Int[Tensor, "rows seq"],
         positions: Int[Tensor, "rows seq"],
-        keep: Sequence[int],
+        keep: Int[Tensor, "rows keep"],
         bound: BoundPlan | None = None,
     ) -> Float[Tensor, "rows keep vocab"]:
-        """Run the tokens through the model, extending `cache`; logits, float32, at the `keep` columns of the pass.
+        """Run the tokens through the model, extending `cache`; logits, float32, at the columns `keep` of each row.
 
         Args:
             cache: rows 0 to `rows - 1` belong to the rows of `token_ids`.
             token_ids: what is read; padding on the right.
             positions: where each token stands in its sequence. With more than one column, all rows start at the same one.
-            keep: columns (of `seq`) whose logits are wanted.
+            keep: for each row, the columns (of `seq`) whose logits are wanted.
             bound: what steers the rows; None for nothing.
         """
         length = max(_MIN_COLUMNS, -(-(int(positions.max()) + 1) // _COLUMN_STEP) * _COLUMN_STEP)
         cache.aim(positions, length, start=int(positions[0, 0]) if positions.shape[1] > 1 else None)
-        inputs = {"input_ids": token_ids, "position_ids": positions, "attention_mask": self._masks(positions, length)}
-        if self._keeps:
-            inputs["logits_to_keep"] = torch.tensor(keep, device=token_ids.device)
-        with self.model.lock, editing(self.model.blocks, bound.hooks if bound else {}):
-            logits: Tensor = self.model.hf(**inputs, past_key_values=cache, use_cache=True).logits
-        if not self._keeps:
-            logits = logits[:, list(keep)]
+        masks = self._masks(positions, length)
+        hooks = bound.hooks if bound else {}
+        with self.model.lock, editing(self.model.blocks, hooks), self._unembedding_only(keep):
+            logits: Tensor = self.model.hf(
+                input_ids=token_ids, position_ids=positions, attention_mask=masks, past_key_values=cache, use_cache=True
+            ).logits
         return logits.float()
+
+    @contextlib.contextmanager
+    def _unembedding_only(self, keep: Tensor) -> Iterator[None]:
+        """Let the unembedding see the wanted columns alone: it is the largest matrix, and each row wants one of many."""
+
+        def gather(_module: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
+            (hidden,) = args
+            return (hidden.gather(1, keep[:, :, None].expand(-1, -1, hidden.shape[-1])),)
+
+        handle = self._unembedding.register_forward_pre_hook(gather)
+        try:
+            yield
+        finally:
+            handle.remove()
 
     def _masks(self, positions: Tensor, length: int) -> Tensor | dict[str, Tensor]:
         columns = torch.arange(length, device=positions.device)

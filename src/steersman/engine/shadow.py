@@ -28,7 +28,7 @@ def mean_logprob(runner: Runner, sequence: RunningSequence) -> float | None:
     start = min(sequence.shadow_tokens, first - 1)
     ids = torch.tensor([text[start:-1]], device=runner.model.device)
     positions = torch.arange(start, len(text) - 1, device=ids.device)[None]
-    keep = range(first - 1 - start, len(text) - 1 - start)
+    keep = torch.arange(first - 1 - start, len(text) - 1 - start, device=ids.device)[None]
     logits = runner.forward(sequence.shadow, ids, positions, keep)
     sequence.shadow_tokens = len(text) - 1
     targets = torch.tensor(text[first:], device=ids.device)
