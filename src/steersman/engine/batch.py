@@ -106,10 +106,16 @@ class DecodeBatch(_Steered):
         super().__init__(runner, mean_norms)
         self.cache = runner.new_cache(max(slots, _MIN_ROWS))
 
-    def join(self, sequence: RunningSequence, cache: KVCache, row: int) -> None:
-        """Take over a prefilled row."""
-        self.cache.copy_row(cache, row, len(self.sequences), sequence.length)
-        self.sequences.append(sequence)
+    def join(self, prefill: PrefillBatch) -> None:
+        """Take over the prefilled rows that go on."""
+        joining = [(row, sequence) for row, sequence in enumerate(prefill.sequences) if not sequence.is_done]
+        if not joining:
+            return
+        together = [*self.sequences, *(sequence for _, sequence in joining)]
+        self.cache.fit(len(together), max(sequence.reserved_tokens for sequence in together))
+        for row, sequence in joining:
+            self.cache.copy_row(prefill.cache, row, len(self.sequences), sequence.length)
+            self.sequences.append(sequence)
 
     def drop_finished(self) -> None:
         """Give rows back; the last one moves into each gap."""
@@ -118,10 +124,11 @@ class DecodeBatch(_Steered):
             if not self.sequences[row].is_done:
                 row += 1
                 continue
-            last = self.sequences.pop()
-            if row < len(self.sequences):
-                self.cache.move_row(len(self.sequences), row, last.length)
+            last = self.sequences[-1]
+            if row < len(self.sequences) - 1:
+                self.cache.move_row(len(self.sequences) - 1, row, last.length)
                 self.sequences[row] = last
+            self.sequences.pop()
 
     def advance(self) -> None:
         """One token for every row."""

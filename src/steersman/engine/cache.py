@@ -23,6 +23,7 @@ class KVCache(Cache):  # type: ignore[misc]
 
     def __init__(self, n_layers: int, rows: int) -> None:
         self.rows = rows
+        self.capacity_rows = 1
         self.capacity_tokens = 0
         self.used_rows = 0
         self.length = 0
@@ -40,25 +41,41 @@ class KVCache(Cache):  # type: ignore[misc]
             start: the common first position, when all rows write the columns from there on; else None, with `seq` 1.
         """
         self.used_rows, self.length, self.start = len(positions), length, start
+        self.capacity_rows = max(self.capacity_rows, len(positions))
         if start is None:
             self.row_index = torch.arange(len(positions), device=positions.device)
             self.columns = positions[:, 0]
         if length > self.capacity_tokens:
             self.capacity_tokens = -(-length // _GROW_TOKENS) * _GROW_TOKENS
 
+    @torch.inference_mode()
+    def fit(self, rows: int, tokens: int) -> None:
+        """Make room for `rows` sequences of `tokens`; what exceeds twice that is given back."""
+        tokens = -(-tokens // _GROW_TOKENS) * _GROW_TOKENS
+        if self.capacity_rows > 2 * rows or self.capacity_tokens > 2 * tokens:
+            self.capacity_rows, self.capacity_tokens = min(self.capacity_rows, rows), min(self.capacity_tokens, tokens)
+            for layer in self.layers:
+                layer.shrink()
+        self.capacity_rows = max(self.capacity_rows, rows)
+
+    @torch.inference_mode()
     def copy_row(self, source: KVCache, source_row: int, row: int, length: int) -> None:
-        """Copy the first `length` columns of another slab's row into `row` of this one."""
+        """Copy the first `length` columns of another slab's row into `row` of this one; the rest of it becomes zero."""
+        self.capacity_rows = max(self.capacity_rows, row + 1)
         self.capacity_tokens = max(self.capacity_tokens, -(-length // _GROW_TOKENS) * _GROW_TOKENS)
         for mine, other in zip(self.layers, source.layers, strict=True):
             mine.reserve(other.keys, other.values)
             mine.keys[row, :, :length] = other.keys[source_row, :, :length]
             mine.values[row, :, :length] = other.values[source_row, :, :length]
+            mine.clear(row, length)
 
+    @torch.inference_mode()
     def move_row(self, source: int, target: int, length: int) -> None:
-        """Move a row within the slab."""
+        """Move a row within the slab; the rest of the target becomes zero."""
         for layer in self.layers:
             layer.keys[target, :, :length] = layer.keys[source, :, :length]
             layer.values[target, :, :length] = layer.values[source, :, :length]
+            layer.clear(target, length)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Columns attended to, as transformers asks for it."""
@@ -68,6 +85,8 @@ class KVCache(Cache):  # type: ignore[misc]
 class _SlabLayer(CacheLayerMixin):  # type: ignore[misc]
     """Keys and values `(rows, heads, columns, head_dim)` of one decoder block; made at the first pass, when shapes are known."""
 
+    keys: Any
+    values: Any
     is_sliding = False
 
     def __init__(self, slab: KVCache) -> None:
@@ -78,12 +97,24 @@ class _SlabLayer(CacheLayerMixin):  # type: ignore[misc]
         """Make the slab as large as it must be, keeping what it holds. Zeros, as a masked NaN would still spread."""
         for name, like in (("keys", keys), ("values", values)):
             old = getattr(self, name)
-            if old is None or old.shape[2] < self.slab.capacity_tokens:
-                new = like.new_zeros(self.slab.rows, like.shape[1], self.slab.capacity_tokens, like.shape[3])
+            rows, tokens = self.slab.capacity_rows, self.slab.capacity_tokens
+            if old is None or old.shape[0] < rows or old.shape[2] < tokens:
+                new = like.new_zeros(rows, like.shape[1], tokens, like.shape[3])
                 if old is not None:
-                    new[:, :, : old.shape[2]] = old
+                    new[: old.shape[0], :, : old.shape[2]] = old
                 setattr(self, name, new)
         self.is_initialized = True
+
+    def shrink(self) -> None:
+        """Give back rows and columns beyond the slab's capacity."""
+        if self.keys is not None:
+            rows, tokens = self.slab.capacity_rows, self.slab.capacity_tokens
+            self.keys, self.values = self.keys[:rows, :, :tokens].clone(), self.values[:rows, :, :tokens].clone()
+
+    def clear(self, row: int, start: int) -> None:
+        """Forget a row from a column on: what a former request left there, if not finite, would spread through the mask."""
+        self.keys[row, :, start:] = 0
+        self.values[row, :, start:] = 0
 
     def update(self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any) -> tuple[Tensor, Tensor]:
         """Write the pass's keys and values, and return all that it attends to."""

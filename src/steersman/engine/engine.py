@@ -72,6 +72,7 @@ class Engine:
         self.profile = profile or load_profile(model, cache or Settings.from_env().cache)
         self._runner = Runner(model)
         self._waiting: deque[RunningSequence] = deque()
+        self._admitted: list[RunningSequence] = []
         self._prefill: PrefillBatch | None = None
         self._decode = DecodeBatch(self._runner, self.profile.mean_norms, self.limits.slots)
         self._turn = threading.Condition()
@@ -113,8 +114,7 @@ class Engine:
         Raises:
             RequestError, RecipeMismatch: before the first chunk.
         """
-        sequence = RunningSequence(self.model, request, stream=True)
-        return self._pieces(self._enqueue(sequence))
+        return self._pieces(RunningSequence(self.model, request, stream=True))
 
     def submit(self, request: Request) -> Ticket:
         """Put a request into the queue and return at once; `Ticket.result` waits for the answer.
@@ -127,10 +127,10 @@ class Engine:
     def close(self) -> None:
         """Cancel what runs and give the memory back; the engine can be used again."""
         with self._turn:
+            # First, so that whoever drives comes to an end; and again, for what was on its way from one list to another.
+            self._cancel_all()
             self._turn.wait_for(lambda: not self._driving)
-            for sequence in [*self._waiting, *self._started()]:
-                if not sequence.is_done:
-                    sequence.finish_reason = "cancelled"
+            self._cancel_all()
             self._waiting.clear()
             self._reset()
             self._turn.notify_all()
@@ -148,8 +148,8 @@ class Engine:
             self._waiting.append(sequence)
         return Ticket(self, sequence)
 
-    def _pieces(self, ticket: Ticket) -> Iterator[Chunk]:
-        sequence = ticket.sequence
+    def _pieces(self, sequence: RunningSequence) -> Iterator[Chunk]:
+        ticket = self._enqueue(sequence)
         try:
             while True:
                 self._drive(lambda: sequence.is_done or sequence.has_news)
@@ -175,10 +175,13 @@ class Engine:
                 self._step()
             except BaseException as error:
                 # A half-done step leaves the batch in an unknown state: end all that took part, with the reason.
-                for sequence in self._started():
+                part = [sequence for sequence in self._started() if not sequence.is_done]
+                for sequence in part:
                     sequence.fail(error)
                 self._reset()
-                raise
+                # Whoever asked for a failed answer raises its error; who drives may have asked for another one.
+                if not part or not isinstance(error, Exception):
+                    raise
             finally:
                 with self._turn:
                     self._driving = False
@@ -191,9 +194,7 @@ class Engine:
             self._prefill.advance()
             if self._prefill.is_complete:
                 self._decode.drop_finished()  # Again: a row that was cancelled meanwhile has been given away already.
-                for row, sequence in enumerate(self._prefill.sequences):
-                    if not sequence.is_done:
-                        self._decode.join(sequence, self._prefill.cache, row)
+                self._decode.join(self._prefill)
                 self._prefill = None
         if self._decode.sequences:
             self._decode.advance()
@@ -207,7 +208,7 @@ class Engine:
             return
         busy = [sequence for sequence in self._decode.sequences if not sequence.is_done]
         budget = self.limits.prefill_tokens if busy else self.limits.idle_prefill_tokens
-        chosen: list[RunningSequence] = []
+        chosen = self._admitted = []
         with self._turn:
             while self._waiting:
                 if self._waiting[0].is_done:  # Cancelled while it waited.
@@ -219,17 +220,23 @@ class Engine:
                 full = len(rows) > self.limits.slots or (len(rows) > 1 and memory > self.limits.kv_tokens)
                 if full or (chosen and width * (len(chosen) + 1) > budget):
                     break
-                chosen.append(self._waiting.popleft())
+                chosen.append(self._waiting[0])
+                self._waiting.popleft()
         if chosen:
             chunk = max(1, budget // len(chosen))
             self._prefill = PrefillBatch(self._runner, self.profile.mean_norms, chosen, chunk)
+        self._admitted = []
+
+    def _cancel_all(self) -> None:
+        for sequence in [*self._waiting, *self._started()]:
+            sequence.cancel()
 
     def _started(self) -> list[RunningSequence]:
         staged = self._prefill.sequences if self._prefill is not None else []
-        return [*staged, *self._decode.sequences]
+        return [*self._admitted, *staged, *self._decode.sequences]
 
     def _reset(self) -> None:
-        self._prefill = None
+        self._prefill, self._admitted = None, []
         self._decode = DecodeBatch(self._runner, self.profile.mean_norms, self.limits.slots)
 
 
@@ -258,5 +265,4 @@ class Ticket:
 
     def cancel(self) -> None:
         """End the request where it stands; does nothing when it is done."""
-        if not self.sequence.is_done:
-            self.sequence.finish_reason = "cancelled"
+        self.sequence.cancel()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from steersman.engine.request import Sampling, TokenLogprob
 
-_HEAD = 1024
+_HEAD, _COLDEST = 1024, 1e-6
 Logits = Float[Tensor, " vocab"]
 
 
@@ -30,7 +30,9 @@ def choose(logits: Logits, sampling: Sampling, history: Sequence[int], draw: flo
         logits = penalised(logits, history, sampling.repetition_penalty)
     if sampling.temperature == 0.0:
         return int(logits.argmax())
-    ids, probabilities = candidates(logits / sampling.temperature, sampling.top_k, sampling.top_p)
+    # From the maximum down, and never colder than float32 can divide: no temperature overflows.
+    scaled = (logits - logits.max()) / max(sampling.temperature, _COLDEST)
+    ids, probabilities = candidates(scaled, sampling.top_k, sampling.top_p)
     cumulative = probabilities.double().cumsum(0)
     index = int(torch.searchsorted(cumulative, draw * cumulative[-1].item(), right=True))
     return int(ids[min(index, len(ids) - 1)])

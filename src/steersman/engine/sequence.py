@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import random
 import secrets
+import threading
 from collections.abc import Sequence
 
 from jaxtyping import Float
@@ -53,6 +56,8 @@ class RunningSequence:
         self.shadow: KVCache | None = None
         """The unsteered model's view of the answer, for the guard; made when it first looks."""
         self.shadow_tokens = 0
+        # Text is taken by the caller's thread while another one may be driving.
+        self._lock = threading.RLock()
         self._random = random.Random(self.seed)
         self._eos = frozenset() if request.sampling.ignore_eos else model.eos_ids
         self._streams = stream
@@ -92,6 +97,18 @@ class RunningSequence:
 
     def accept(self, logits: Float[Tensor, " vocab"]) -> None:
         """Choose the next token from the model's logits, and finish when it is the last."""
+        with self._lock:
+            if not math.isfinite(logits.max()):
+                self.fail(
+                    RequestError(
+                        f"after {len(self.written)} tokens the model's output is not a number any more; lower the strength "
+                        f"(it is {self.strength:g})"
+                    )
+                )
+            if not self.is_done:
+                self._accept(logits)
+
+    def _accept(self, logits: Float[Tensor, " vocab"]) -> None:
         sampling = self.request.sampling
         token = choose(logits, sampling, [*self.prompt_ids, *self.written], self._random.random())
         if self.request.logprobs is not None:
@@ -109,13 +126,18 @@ class RunningSequence:
         event = guard.judge(self.request.guard, self.written, mean_logprob, self.strength)
         if event is None or self.is_done:
             return
+        if abs(event.strength) < 0.1 * abs(self.request.strength):
+            event = dataclasses.replace(event, strength=0.0)
         self.events.append(event)
+        self.strength = event.strength
         if self.request.guard.mode == "stop":
             self.finish_reason = "guard"
-        elif abs(event.strength) < 0.1 * abs(self.request.strength):
-            self.strength = 0.0
-        else:
-            self.strength = event.strength
+
+    def cancel(self) -> None:
+        """End where it stands; does nothing when it is done."""
+        with self._lock:
+            if not self.is_done:
+                self.finish_reason = "cancelled"
 
     def fail(self, error: BaseException) -> None:
         """End with an error; every caller gets its own copy of our errors, the cause attached."""
@@ -125,16 +147,18 @@ class RunningSequence:
 
     def take(self) -> Chunk:
         """Text that was not taken before; with the result once it is done."""
-        self._taken = len(self.written)
-        if self.finish_reason is None:
-            return Chunk(self._text.take())
-        result = self.result()
-        return Chunk(self._text.take(last=True), result)
+        with self._lock:
+            self._taken = len(self.written)
+            if self.finish_reason is None:
+                return Chunk(self._text.take())
+            result = self.result()
+            return Chunk(self._text.take(last=True), result)
 
     def result(self) -> Result:
         """The finished answer."""
         assert self.finish_reason is not None, "a result is asked for when the sequence is done"
-        self._decode(last=True)
+        with self._lock:
+            self._decode(last=True)
         return Result(
             text=self._text.text,
             token_ids=tuple(self.written),

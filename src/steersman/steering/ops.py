@@ -53,7 +53,8 @@ def rotate(
     along = (hidden * toward).sum(-1, keepdim=True)
     across = hidden - along * toward
     height = across.norm(dim=-1, keepdim=True)
-    angle = torch.atan2(height, along)
+    # In float64: the float32 kernel rounds differently at the end of a tensor, so a row would depend on its neighbours.
+    angle = torch.atan2(height.double(), along.double()).float()
     turned = (angle - torch.deg2rad(gain * degrees[:, None])[:, :, None]).clamp(0.0, torch.pi)
     result = norm * (turned.cos() * toward + turned.sin() * across / height.clamp(min=1e-12))
     return torch.where(gain[:, :, None] == 0, torch.zeros_like(hidden), result - hidden)

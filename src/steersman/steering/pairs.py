@@ -224,7 +224,10 @@ def _answer(model: LanguageModel, chat: Sequence[Message]) -> tuple[list[int], i
 
 def _in_common(one: Sequence[object], other: Sequence[object]) -> int:
     """How many items both begin with."""
-    return next((index for index, pair in enumerate(zip(one, other)) if pair[0] != pair[1]), min(len(one), len(other)))
+    return next(
+        (index for index, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]),
+        min(len(one), len(other)),
+    )
 
 
 def _located(model: LanguageModel, pair: Pair, number: int, read: Read) -> tuple[Span, Span]:

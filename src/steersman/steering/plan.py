@@ -87,13 +87,14 @@ class BoundPlan:
 
     def commit(self) -> set[int]:
         """After the forward pass: remember what `since` conditions saw, and return the rows whose recipe says abort."""
-        later = self._batch.positions > 0
+        later = (self._batch.positions > 0) & self._batch.valid
         aborted = {
             row for row, condition in self._plan.aborts if bool((self._holds(row, condition) & later[row]).any())
         }
         for (row, key), truth in self._truths.items():
             if key in self._latches[row]:
-                self._latches[row][key] = bool(truth.any())
+                # Or-ed: a pass may hold nothing but padding for a row that met its condition before.
+                self._latches[row][key] |= bool(truth.any())
         return aborted
 
     def _hook(self, layer: int) -> Callable[[Tensor], Tensor | None]:

@@ -118,7 +118,9 @@ class Decay:
 
     def gains(self, index: Int[Tensor, "rows seq"]) -> Float[Tensor, "rows seq"]:
         """Factor on the strength at each generated token (0 is the first; the prompt counts as 0)."""
-        return self.floor + (1.0 - self.floor) * torch.exp2(-index.clamp(min=0).float() / self.half_life_tokens)
+        # In float64: the float32 kernel rounds differently at the end of a tensor, so a row would depend on its neighbours.
+        share = torch.exp2(-index.clamp(min=0).double() / self.half_life_tokens)
+        return (self.floor + (1.0 - self.floor) * share).float()
 
 
 Schedule = Annotated[Constant | Ramp | Decay, Field(discriminator="kind")]

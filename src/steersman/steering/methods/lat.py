@@ -60,11 +60,11 @@ def fit(
     if variant not in get_args(Variant):
         raise DataError(f"unknown variant {variant!r}; use one of {', '.join(get_args(Variant))}")
     contrast = read_contrast(model, pairs, profile=profile, layers=layers, read=read)
-    edits = tuple(contrast.edit(layer, _move(contrast, layer, variant)) for layer in contrast.positive)
+    edits = tuple(contrast.edit(layer, move(contrast, layer, variant)) for layer in contrast.positive)
     return Recipe(name=name, edits=edits, model=model.ref, method="lat", data={**contrast.data, "variant": variant})
 
 
-def _move(contrast: Contrast, layer: int, variant: Variant) -> Float[Tensor, " d_model"]:
+def move(contrast: Contrast, layer: int, variant: Variant) -> Float[Tensor, " d_model"]:
     """The component times the mean difference along it: its sign cancels, so positives always lie ahead."""
     differences = contrast.differences(layer)
     # Zou et al., arXiv:2310.01405, section 3.1. About each pair's middle the two sides are plus and minus half the
