@@ -22,8 +22,9 @@ from steersman.cli.console import (
 if TYPE_CHECKING:
     from steersman.models.language_model import LanguageModel
     from steersman.models.residuals import ModelProfile
+    from steersman.steering.contrast import Read
     from steersman.steering.methods.lat import Variant
-    from steersman.steering.pairs import Pair, Read
+    from steersman.steering.pairs import Pair
     from steersman.steering.recipe import Recipe
 
     Fitting = Callable[[LanguageModel, list[Pair], ModelProfile, list[int], str], Recipe]
@@ -133,11 +134,12 @@ def _fit(
     force: bool,
     as_json: bool,
 ) -> None:
-    from steersman.steering.pairs import load_named, load_pairs, named_sets
+    from steersman.steering.pairs import load_named, load_pairs
     from steersman.steering.recipe_file import save_recipe
 
     refuse_overwrite(out, force)
-    is_named = pairs in named_sets() and not Path(pairs).exists()
+    # A bare word that is no file means a shipped set; a misspelt one is told which there are.
+    is_named = not Path(pairs).exists() and Path(pairs).name == pairs and "." not in pairs
     examples = load_named(pairs) if is_named else load_pairs(Path(pairs))
     model = load(*model_options)
     chosen = layers or [default_layer(model.n_layers)]

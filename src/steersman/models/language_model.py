@@ -167,7 +167,10 @@ class LanguageModel:
         if not self.is_chat:
             raise RequestError(f"{self.name} has no chat template; pass plain text (--raw on the command line)")
         messages = [dict(message) for message in chat]
-        text: str = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer)
+        try:
+            text: str = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer)
+        except Exception as error:
+            raise RequestError(f"the chat template of {self.name} refuses this chat: {error}") from error
         return text
 
     def decode(self, ids: Sequence[int]) -> str:

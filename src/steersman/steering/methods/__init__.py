@@ -7,8 +7,9 @@ from typing import Protocol
 
 from steersman.models.language_model import LanguageModel
 from steersman.models.residuals import ModelProfile
+from steersman.steering.contrast import Read
 from steersman.steering.methods import caa, lat
-from steersman.steering.pairs import Pair, Read
+from steersman.steering.pairs import Pair
 from steersman.steering.recipe import Recipe
 
 __all__ = ["METHODS", "Method"]

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from steersman.models.language_model import LanguageModel
 from steersman.models.residuals import ModelProfile
-from steersman.steering.pairs import Pair, Read, read_contrast
+from steersman.steering.contrast import Read, read_contrast
+from steersman.steering.pairs import Pair
 from steersman.steering.recipe import Recipe
 
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from steersman.errors import DataError
 from steersman.models.language_model import LanguageModel
 from steersman.models.residuals import ModelProfile
-from steersman.steering.pairs import Contrast, Pair, Read, read_contrast
+from steersman.steering.contrast import Contrast, Read, read_contrast
+from steersman.steering.pairs import Pair
 from steersman.steering.recipe import Recipe
 
 Variant = Literal["pca_center", "pca_diff"]
