@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from steersman.engine.engine import Engine
-from steersman.engine.request import Request, Sampling
+from steersman.engine.request import Request, Result, Sampling
 from steersman.models.language_model import chat
 from steersman.models.load import load_model
 from steersman.steering.methods import caa
@@ -46,7 +46,7 @@ def main() -> None:
     for title in ("question", "plain", *recipes):
         table.add_column(title, ratio=1 if title == "question" else 3)
     for question in QUESTIONS:
-        table.add_row(Text(question, style="bold"), *(Text(next(results).text.strip()) for _ in columns))
+        table.add_row(Text(question, style="bold"), *(Text(shown(next(results))) for _ in columns))
     console.print(table)
     console.print(
         f"{len(requests)} answers with {len(recipes)} recipes and none, in one batch on {model.device}: "
@@ -56,6 +56,11 @@ def main() -> None:
     console.print(
         "      steersman generate --recipe pirate.json --strength 2 --compare -p 'Why is the sky blue?'", markup=False
     )
+
+
+def shown(result: Result) -> str:
+    """The answer, with a sign where it was cut off by the token limit."""
+    return result.text.strip() + (" …" if result.finish_reason == "length" else "")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@
     │   └── UnsupportedModel    the architecture has no decoder blocks that we can find
     ├── RecipeError             a recipe, edit, schedule or condition is wrong in itself
     │   └── RecipeMismatch      a recipe is right, but made for another model
+    ├── SaeError                a sparse autoencoder cannot be read, or does not do what is asked of it
     ├── RequestError            a generation request is wrong (prompt, settings, length)
     ├── DataError               a file of texts, pairs or tensors cannot be used
     └── StorageError            the disk refused (full, read-only, gone)
@@ -42,6 +43,10 @@ class RecipeError(SteersmanError):
 
 class RecipeMismatch(RecipeError):
     """A recipe is well formed, but was made for another model."""
+
+
+class SaeError(SteersmanError):
+    """A sparse autoencoder cannot be read, belongs to another model or layer, or does not do what is asked of it."""
 
 
 class RequestError(SteersmanError):

@@ -11,10 +11,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from steersman.errors import RequestError, UnsupportedModel
-from steersman.models.language_model import LanguageModel, ModelRef, chat, config_hash, weights_hash
+from tests.odd_models import tiny_t5
 from tests.tiny import ARCHITECTURES, CONTEXT, D_MODEL, N_LAYERS, N_VOCAB, tiny_model, tiny_tokenizer
 
+from steersman.errors import RequestError, UnsupportedModel
+from steersman.models.language_model import LanguageModel, ModelRef, chat, config_hash, weights_hash
 
 # --- shape
 
@@ -48,14 +49,6 @@ def test_a_model_without_a_width_is_refused() -> None:
     shapeless = SimpleNamespace(config=SimpleNamespace(num_hidden_layers=2))
     with pytest.raises(UnsupportedModel, match="hidden_size"):
         LanguageModel(shapeless, tiny_tokenizer(), "shapeless")
-
-
-def tiny_t5() -> Any:
-    """An encoder-decoder with as many layers on either side."""
-    from transformers import T5Config, T5ForConditionalGeneration
-
-    config = T5Config(vocab_size=N_VOCAB, d_model=16, d_kv=4, d_ff=16, num_layers=2, num_heads=4, decoder_start_token_id=0)
-    return T5ForConditionalGeneration(config)
 
 
 # --- fingerprint
@@ -194,7 +187,11 @@ _MODEL = LanguageModel(tiny_model().hf, tiny_tokenizer(), "tiny")
         chat("  \n"),
         chat("", system="Be brief"),
         [{"role": "system", "content": "Be brief"}],
-        [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}, {"role": "user", "content": " "}],
+        [
+            {"role": "user", "content": "Hi"},
+            {"role": "assistant", "content": "Hello"},
+            {"role": "user", "content": " "},
+        ],
     ],
     ids=repr,
 )

@@ -15,16 +15,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from tests.odd_models import tiny_t5, write_gguf
+from tests.tiny import D_MODEL, N_LAYERS, tiny_model, tiny_tokenizer
+
 from steersman.errors import ModelError, StorageError, UnsupportedModel
 from steersman.models import load
 from steersman.models.language_model import LanguageModel
 from steersman.models.load import check_gguf, choose_device, choose_dtype, default_asset, load_model, resolve
 from steersman.settings import Settings
-from tests.models.test_language_model import tiny_t5
-from tests.tiny import D_MODEL, N_LAYERS, tiny_model, tiny_tokenizer
 
 CPU = torch.device("cpu")
 
@@ -41,44 +41,6 @@ def gguf_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
     write_gguf(path)
     return path
-
-
-def write_gguf(path: Path, d_model: int = 32, n_layers: int = 2, width: int = 64) -> None:
-    """Write a tiny Llama with a byte-level tokenizer of one merge ("h e")."""
-    from gguf import GGUFWriter
-
-    words = [word for word, _ in sorted(tiny_tokenizer().get_vocab().items(), key=lambda entry: entry[1])] + ["he"]
-    rng = np.random.default_rng(0)
-    writer = GGUFWriter(str(path), "llama")
-    writer.add_block_count(n_layers)
-    writer.add_context_length(128)
-    writer.add_embedding_length(d_model)
-    writer.add_feed_forward_length(width)
-    writer.add_head_count(4)
-    writer.add_head_count_kv(2)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_dimension_count(d_model // 4)
-    writer.add_vocab_size(len(words))
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list(words)
-    writer.add_token_types([3] * 4 + [1] * (len(words) - 4))
-    writer.add_token_merges(["h e"])
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
-    shapes = {"token_embd": (len(words), d_model), "output": (len(words), d_model), "output_norm": (d_model,)}
-    for layer in range(n_layers):
-        parts = {"attn_q": d_model, "attn_k": d_model // 2, "attn_v": d_model // 2, "attn_output": d_model}
-        shapes |= {f"blk.{layer}.{name}": (rows, d_model) for name, rows in parts.items()}
-        shapes |= {f"blk.{layer}.{name}": (width, d_model) for name in ("ffn_gate", "ffn_up")}
-        shapes |= {f"blk.{layer}.ffn_down": (d_model, width)}
-        shapes |= {f"blk.{layer}.{name}": (d_model,) for name in ("attn_norm", "ffn_norm")}
-    for name, shape in shapes.items():
-        writer.add_tensor(f"{name}.weight", rng.standard_normal(shape).astype(np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
 
 
 @pytest.fixture
@@ -195,7 +157,9 @@ def test_pickled_weights_are_not_run(folder: Path, settings: Settings, tmp_path:
     ],
     ids=lambda name: name[:30],
 )
-def test_a_name_that_cannot_be_a_model_is_refused_unasked(name: str, settings: Settings, tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_name_that_cannot_be_a_model_is_refused_unasked(
+    name: str, settings: Settings, tmp_path: Path, monkeypatch: Any
+) -> None:
     monkeypatch.chdir(tmp_path)
     _refusal(lambda: resolve(name, settings))
 
@@ -210,7 +174,9 @@ def test_a_file_that_is_no_model_is_refused(tmp_path: Path, settings: Settings) 
         assert name in _refusal(lambda name=name: resolve(str(tmp_path / name), settings))
 
 
-def test_a_local_folder_goes_before_a_hub_id(tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_local_folder_goes_before_a_hub_id(
+    tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     _save(tiny_model(), tmp_path / "org" / "model")
     assert resolve("org/model", settings).folder == "org/model"
@@ -310,7 +276,9 @@ def test_a_gguf_loads_and_is_unpacked_once(
     assert len(unpacked) == 1
     asked: list[str | None] = []
     original = load._from_pretrained
-    monkeypatch.setattr(load, "_from_pretrained", lambda source, *rest: asked.append(source.gguf) or original(source, *rest))
+    monkeypatch.setattr(
+        load, "_from_pretrained", lambda source, *rest: asked.append(source.gguf) or original(source, *rest)
+    )
     second = load_model(str(gguf_file), settings=settings)
     assert asked == [None]
     assert second.ref == first.ref
