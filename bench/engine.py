@@ -56,8 +56,11 @@ def main() -> None:
     sides: dict[str, Run] = {}
     for n in (1, 8, 16, 32):
         sides[f"engine plain {n}"] = engine_run(model, [None] * n, options.tokens)
+        if n == 16:  # Right beside what it is compared with.
+            sides["engine steered 16"] = engine_run(
+                model, [as_recipe(vector) for vector in vectors[:16]], options.tokens
+            )
         sides[f"transformers {n}"] = transformers_run(model, n, options.tokens)
-    sides["engine steered 16"] = engine_run(model, [as_recipe(vector) for vector in vectors[:16]], options.tokens)
     sides["repeng 16, one by one"] = repeng_run(vectors[:16], options.tokens)
     sides["steering-vectors 16, one by one"] = steering_vectors_run(model, vectors[:16], options.tokens)
     speeds = alternate(sides, options.rounds)

@@ -59,7 +59,7 @@ def saved(tmp_path: Path) -> Path:
 # --- round trip
 
 
-@settings(few, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(few, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(recipe=recipes())
 def test_what_is_loaded_is_what_was_saved(tmp_path: Path, recipe: Recipe) -> None:
     save_recipe(recipe, tmp_path / "recipe.json")

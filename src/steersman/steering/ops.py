@@ -36,7 +36,8 @@ def affine(
     """
     row, bias, threshold = (part[:, None] for part in encoders)
     reading = read(hidden, row, bias, threshold)
-    change = gain * (slope[:, None] * reading + offset[:, None])
+    # Where nothing is gained nothing is read either: 0 times an overflowed stream would not be 0.
+    change = torch.where(gain == 0, 0.0, gain * (slope[:, None] * reading + offset[:, None]))
     return change[:, :, None] * decoder[:, None, :]
 
 
@@ -55,6 +56,16 @@ def rotate(
     height = across.norm(dim=-1, keepdim=True)
     # In float64: the float32 kernel rounds differently at the end of a tensor, so a row would depend on its neighbours.
     angle = torch.atan2(height.double(), along.double()).float()
+    # A stream along the vector itself spans no plane with it; it turns towards a fixed direction across.
+    aside = _across(toward)
+    across = torch.where(height > 1e-6 * norm, across / height.clamp(min=1e-30), aside)
     turned = (angle - torch.deg2rad(gain * degrees[:, None])[:, :, None]).clamp(0.0, torch.pi)
-    result = norm * (turned.cos() * toward + turned.sin() * across / height.clamp(min=1e-12))
+    result = norm * (turned.cos() * toward + turned.sin() * across)
     return torch.where(gain[:, :, None] == 0, torch.zeros_like(hidden), result - hidden)
+
+
+def _across(toward: Float[Tensor, "rows 1 d_model"]) -> Float[Tensor, "rows 1 d_model"]:
+    """For each unit vector one at a right angle to it: its smallest coordinate's axis, made orthogonal."""
+    axis = torch.zeros_like(toward).scatter(-1, toward.abs().argmin(-1, keepdim=True), 1.0)
+    aside: Tensor = axis - (axis * toward).sum(-1, keepdim=True) * toward
+    return aside / aside.norm(dim=-1, keepdim=True)

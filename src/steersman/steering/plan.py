@@ -53,18 +53,21 @@ class BatchPlan:
         found: dict[tuple[int, type, Where, Schedule], list[tuple[int, Edit]]] = defaultdict(list)
         leaves_read: dict[int, list[tuple[int, Above]]] = defaultdict(list)
         for row, recipe in enumerate(recipes):
-            for edit in recipe.edits if recipe else ():
-                if edit.strength != 0.0:  # Strength 0 is the baseline, bit for bit: nothing runs.
-                    found[edit.layer, STACKS[edit.kind], edit.where, edit.schedule].append((row, edit))
-            for condition in recipe.conditions if recipe else ():
-                for leaf in leaves(condition):
-                    leaves_read[leaf.layer].append((row, leaf))
+            # Strength 0 is the baseline, bit for bit: nothing runs for it, conditions neither.
+            live = [edit for edit in recipe.edits if edit.strength != 0.0] if recipe else []
+            for edit in live:
+                found[edit.layer, STACKS[edit.kind], edit.where, edit.schedule].append((row, edit))
+            asked = [edit.when for edit in live if edit.when] + ([recipe.abort] if recipe and recipe.abort else [])
+            for leaf in (leaf for condition in asked for leaf in leaves(condition)):
+                leaves_read[leaf.layer].append((row, leaf))
         self.probes = {layer: Probes(entries, mean_norms[layer], device) for layer, entries in leaves_read.items()}
         self.groups: dict[int, list[Group]] = defaultdict(list)
-        for (layer, family, where, schedule), entries in found.items():
-            self.groups[layer].append(
-                Group(where, schedule, entries, family(entries, mean_norms[layer], device), device)
-            )
+        # Sorted: floating-point sums depend on their order, which must not depend on other rows or on how edits are listed.
+        for key in sorted(found, key=repr):
+            layer, family, where, schedule = key
+            entries = sorted(found[key], key=lambda entry: (entry[0], repr(entry[1])))
+            stack = family(entries, mean_norms[layer], device)
+            self.groups[layer].append(Group(where, schedule, entries, stack, device))
         self.layers = tuple(sorted({*self.groups, *self.probes}))
 
     def bind(self, batch: TokenBatch, latches: Sequence[Latches]) -> BoundPlan:
@@ -108,7 +111,7 @@ class BoundPlan:
         return edit
 
     def _apply(self, groups: list[Group], hidden: Tensor) -> Tensor:
-        # Float32 while the changes add up, one rounding at the end: a zero change leaves every bit as it was.
+        # Float32 while the changes add up, one rounding at the end.
         result = hidden.clone()
         rows = sorted({row for group in groups for row in group.rows})
         local = {row: index for index, row in enumerate(rows)}
@@ -118,7 +121,8 @@ class BoundPlan:
         for group in groups:
             at = torch.tensor([local[row] for row in group.rows], device=hidden.device)
             total.index_add_(0, at, group.stack.change(before[at], self._gain(group)))
-        result[index] = total.to(hidden.dtype)
+        # What did not change keeps every bit, the sign of a zero too.
+        result[index] = torch.where(total == before, hidden[index], total.to(hidden.dtype))
         return result
 
     def _gain(self, group: Group) -> Float[Tensor, "entries seq"]:
