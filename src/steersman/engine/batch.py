@@ -82,8 +82,8 @@ class PrefillBatch(_Steered):
         """Whether every prompt is in the cache."""
         return self._at >= self._width or all(sequence.is_done for sequence in self.sequences)
 
-    def advance(self) -> None:
-        """Read the next chunk; prompts that end in it get their first token."""
+    def advance(self) -> list[RunningSequence]:
+        """Read the next chunk; prompts that end in it get their first token. Returns those."""
         start, stop = self._at, min(self._at + self._chunk_tokens, self._width)
         ends = [len(sequence.prompt_ids) - 1 for sequence in self.sequences]
         ending = {row: end - start for row, end in enumerate(ends) if start <= end < stop}
@@ -94,9 +94,10 @@ class PrefillBatch(_Steered):
         valid = positions <= torch.tensor(ends, device=self._ids.device)[:, None]
         logits = self._pass(self.cache, self._ids[:, start:stop], positions, valid, keep)
         self._at = stop
-        for row in ending:
-            if not self.sequences[row].is_done:
-                self.sequences[row].accept(logits[row, 0])
+        going = [row for row in ending if not self.sequences[row].is_done]
+        for row in going:
+            self.sequences[row].accept(logits[row, 0])
+        return [self.sequences[row] for row in going]
 
 
 class DecodeBatch(_Steered):
@@ -130,16 +131,17 @@ class DecodeBatch(_Steered):
                 self.sequences[row] = last
             self.sequences.pop()
 
-    def advance(self) -> None:
-        """One token for every row."""
+    def advance(self) -> list[RunningSequence]:
+        """One token for every row. Returns the sequences that got one."""
         self.drop_finished()
         if not self.sequences:
-            return
+            return []
         device = self.runner.model.device
         rows = self.sequences * _MIN_ROWS if len(self.sequences) < _MIN_ROWS else self.sequences
         ids = torch.tensor([[sequence.written[-1]] for sequence in rows], device=device)
         positions = torch.tensor([[sequence.length] for sequence in rows], device=device)
         logits = self._pass(self.cache, ids, positions, torch.ones_like(ids, dtype=torch.bool), torch.zeros_like(ids))
-        for row, sequence in enumerate(self.sequences):
-            if not sequence.is_done:
-                sequence.accept(logits[row, 0])
+        going = [(row, sequence) for row, sequence in enumerate(self.sequences) if not sequence.is_done]
+        for row, sequence in going:
+            sequence.accept(logits[row, 0])
+        return [sequence for _, sequence in going]

@@ -191,16 +191,19 @@ class Engine:
         self._decode.drop_finished()
         self._admit()
         if self._prefill is not None:
-            self._prefill.advance()
+            self._watch(self._prefill.advance())
             if self._prefill.is_complete:
                 self._decode.drop_finished()  # Again: a row that was cancelled meanwhile has been given away already.
                 self._decode.join(self._prefill)
                 self._prefill = None
         if self._decode.sequences:
-            self._decode.advance()
-            for sequence in self._decode.sequences:
-                if sequence.request.guard.is_due(len(sequence.written)) and not sequence.is_done:
-                    sequence.watch(mean_logprob(self._runner, sequence))
+            self._watch(self._decode.advance())
+
+    def _watch(self, sequences: Sequence[RunningSequence]) -> None:
+        """Let the guards of those that just wrote a token look, where it is time."""
+        for sequence in sequences:
+            if sequence.request.guard.is_due(len(sequence.written)) and not sequence.is_done:
+                sequence.watch(mean_logprob(self._runner, sequence))
 
     def _admit(self) -> None:
         """Start prefilling as many waiting requests as slots, memory and the prefill budget allow."""

@@ -67,5 +67,6 @@ def rotate(
 def _across(toward: Float[Tensor, "rows 1 d_model"]) -> Float[Tensor, "rows 1 d_model"]:
     """For each unit vector one at a right angle to it: its smallest coordinate's axis, made orthogonal."""
     axis = torch.zeros_like(toward).scatter(-1, toward.abs().argmin(-1, keepdim=True), 1.0)
-    aside: Tensor = axis - (axis * toward).sum(-1, keepdim=True) * toward
-    return aside / aside.norm(dim=-1, keepdim=True)
+    aside = axis - (axis * toward).sum(-1, keepdim=True) * toward
+    unit: Tensor = aside / aside.norm(dim=-1, keepdim=True)
+    return unit
