@@ -6,15 +6,17 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from tests.tiny import tiny_model
+
 from steersman.models.language_model import LanguageModel
 from steersman.models.load import load_model
-from tests.tiny import tiny_model
 
 
 @pytest.fixture(autouse=True)
-def _two_threads() -> Iterator[None]:
+def _threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    """One thread for tiny models, where a second only waits for the first; all of them for the bundled one."""
     before = torch.get_num_threads()
-    torch.set_num_threads(min(2, before))
+    torch.set_num_threads(before if request.node.get_closest_marker("model") else 1)
     yield
     torch.set_num_threads(before)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+
 from steersman.models.language_model import LanguageModel
 
 N_LAYERS, D_MODEL, N_VOCAB, CONTEXT = 4, 32, 384, 512
@@ -53,7 +54,8 @@ def tiny_model(kind: str = "llama", *, seed: int = 0, dtype: torch.dtype = torch
     state = torch.random.get_rng_state()
     torch.manual_seed(seed)
     try:
-        hf = getattr(transformers, "GPT2LMHeadModel" if kind == "gpt2" else f"{prefix}ForCausalLM")(config).eval().requires_grad_(False)
+        name = "GPT2LMHeadModel" if kind == "gpt2" else f"{prefix}ForCausalLM"
+        hf = getattr(transformers, name)(config).eval().requires_grad_(False)
         # Random initialisation is so small that every token looks alike; spread the weights to make behaviour visible.
         for parameter in hf.parameters():
             if parameter.ndim > 1:
@@ -76,7 +78,6 @@ def tiny_tokenizer() -> Any:
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
     )
-    fast.chat_template = (
-        "<s>{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
-    )
+    turns = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}\n{% endfor %}"
+    fast.chat_template = f"<s>{turns}{{% if add_generation_prompt %}}[assistant]{{% endif %}}"
     return fast

@@ -37,8 +37,11 @@ class UnsupportedModel(ModelError):
     """The architecture has no decoder blocks that we can find, or a cache that we cannot hold."""
 
 
-class RecipeError(SteersmanError):
-    """A recipe, edit, schedule or condition is wrong in itself."""
+class RecipeError(SteersmanError, ValueError):
+    """A recipe, edit, schedule or condition is wrong in itself.
+
+    A `ValueError` too: so pydantic, which calls the checks while it reads JSON, adds the place to the message.
+    """
 
 
 class RecipeMismatch(RecipeError):

@@ -22,6 +22,7 @@ _REFUSALS = {
     errno.EEXIST: "a part of the path is a file, not a folder",
     errno.EFBIG: "the file would exceed the size limit set for this process; raise it (ulimit -f) or choose another disk",
     errno.EIO: "the disk reported an input/output error; check it, or choose another folder",
+    errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
     errno.EISDIR: "that is a folder, not a file",
 }
 
@@ -44,7 +45,11 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         StorageError: the folder cannot be made or written (full, read-only, not a folder).
     """
-    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    with storage_errors(path):  # Before the work is done, not after.
+        if not path.name or path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "Is a directory", str(path))
+    # Cut: a name that fits must still fit with what is added, in bytes.
+    aside = path.with_name(f".{path.name[:50]}.{secrets.token_hex(4)}.part")
     try:
         with storage_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -50,8 +50,12 @@ class Settings:
         """
         home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
         cache = os.environ.get("STEERSMAN_CACHE") or str(Path(home) / "steersman")
+        try:
+            folder = Path(cache).expanduser()
+        except RuntimeError as error:
+            raise SteersmanError(f"STEERSMAN_CACHE={cache!r} has no such home folder; give a full path") from error
         return cls(
-            cache=Path(cache).expanduser(),
+            cache=folder,
             device=os.environ.get("STEERSMAN_DEVICE") or None,
             dtype=os.environ.get("STEERSMAN_DTYPE") or None,
             offline=_flag("STEERSMAN_OFFLINE") or _flag("HF_HUB_OFFLINE"),

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.odd_models import tiny_t5
+from tests.recipes import few
 from tests.tiny import ARCHITECTURES, CONTEXT, D_MODEL, N_LAYERS, N_VOCAB, tiny_model, tiny_tokenizer
 
 from steersman.errors import RequestError, UnsupportedModel
@@ -106,6 +107,7 @@ def test_weights_hash_sees_names_shapes_and_values() -> None:
     assert weights_hash(dict(reversed(state.items()))) == weights_hash(state)
 
 
+@few
 @given(st.integers(1, 5000))
 def test_weights_hash_samples_the_ends_and_needs_no_contiguous_memory(size: int) -> None:
     values = torch.arange(float(size))
@@ -166,6 +168,7 @@ def test_a_chat_begins_with_one_begin_token_however_it_is_encoded(tiny: Language
     assert tiny.decode(ids) == "[user]Hello\n[assistant]"
 
 
+@few
 @given(st.text(st.characters(codec="utf-8"), min_size=1, max_size=30).filter(lambda text: "<" not in text))
 def test_any_text_is_decoded_as_it_was_encoded(text: str) -> None:
     ids = _MODEL.encode(text)

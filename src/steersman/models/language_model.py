@@ -70,6 +70,8 @@ class LanguageModel:
     """Its tokenizer."""
     name: str
     """What it was loaded as."""
+    stored_hash: str | None = None
+    """`weights_hash` of the weights as stored, where the loaded ones (float16) no longer give it."""
     lock: threading.RLock = field(default_factory=threading.RLock, repr=False, compare=False)
     """Held around every forward pass."""
 
@@ -123,7 +125,7 @@ class LanguageModel:
         return ModelRef(
             id=self.name,
             config_hash=config_hash(self.hf.config),
-            weights_hash=weights_hash(self.hf.state_dict()),
+            weights_hash=self.stored_hash or weights_hash(self.hf.state_dict()),
         )
 
     @cached_property
@@ -162,7 +164,8 @@ class LanguageModel:
         Raises:
             RequestError: no messages, an empty last user message, or no chat template.
         """
-        if not chat or not any(message["content"].strip() for message in chat if message["role"] == "user"):
+        asked = [message["content"] for message in chat if message["role"] == "user"]
+        if not asked or not asked[-1].strip():
             raise RequestError("the prompt is empty; write a message for the model to answer")
         if not self.is_chat:
             raise RequestError(f"{self.name} has no chat template; pass plain text (--raw on the command line)")
@@ -201,8 +204,9 @@ def _stable(value: Any) -> Any:
 def weights_hash(state: Mapping[str, Tensor]) -> str:
     """Hex SHA-256 over every tensor's name, shape and a sample of its elements in bfloat16.
 
-    The same checkpoint gives the same hash on any device and when loaded in float32 or bfloat16. It tells models apart;
-    it is no protection against someone who alters single weights on purpose.
+    The same checkpoint gives the same hash on any device and when loaded in float32 or bfloat16 (float16 rounds once
+    more: see `LanguageModel.stored_hash`). It tells models apart; it is no protection against someone who alters single
+    weights on purpose.
     """
     digest = hashlib.sha256()
     for name in sorted(state):

@@ -7,11 +7,12 @@ a second instead of ten. Knows nothing of what is done with the model.
 from __future__ import annotations
 
 import contextlib
-import errno
-import json
-import shutil
+import functools
+import http.client
+import ssl
 import struct
-import tempfile
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,16 +20,17 @@ from typing import Any
 
 import torch
 
-from steersman.errors import ModelError, did_you_mean
-from steersman.files import sha256_file, storage_errors
+from steersman.errors import ModelError, UnsupportedModel, did_you_mean
+from steersman.files import sha256_file
 from steersman.models.assets import ASSETS, Asset
 from steersman.models.fetch import Progress, fetch
-from steersman.models.language_model import LanguageModel
+from steersman.models.language_model import LanguageModel, weights_hash
+from steersman.models.unpack import unpack
 from steersman.settings import Settings
 
 DEFAULT = "default"
 _UNPACK_LIMIT_BYTES = 1 << 30
-_MARKER = "steersman.json"
+_HUB_TIMEOUT_S = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +74,11 @@ def load_model(
     number_format = choose_dtype(dtype or settings.dtype, place)
     source = resolve(name, settings, progress)
     if source.gguf is not None:
-        source = _unpacked(source, number_format, settings)
+        # float16 is rounded from the float32 copy, which the fingerprint is taken of.
+        source = _unpacked(source, torch.float32 if number_format == torch.float16 else number_format, settings)
+    stored_hash = _stored_hash(source, settings) if number_format == torch.float16 else None
     hf, tokenizer = _from_pretrained(source, number_format, settings)
-    model = LanguageModel(hf.to(place).eval().requires_grad_(False), tokenizer, name)
+    model = LanguageModel(hf.to(place).eval().requires_grad_(False), tokenizer, name, stored_hash)
     _ = model.blocks  # An architecture that cannot be steered is refused here, not in the middle of the work.
     return model
 
@@ -94,13 +98,20 @@ def resolve(name: str, settings: Settings, progress: Progress | None = None) -> 
         asset = default_asset()
         file = asset.files[0]
         return Source(name, str(fetch(asset, settings, progress)), Path(file.path).name, file.sha256)
-    path = Path(name).expanduser()
-    if path.is_file():
+    try:
+        path = Path(name).expanduser()
+        is_file, is_folder = path.is_file(), path.is_dir()
+    except (RuntimeError, OSError) as error:  # No such user; a name too long; a folder closed to us.
+        reason = getattr(error, "strerror", None) or error
+        raise ModelError(
+            f"{name[:200]} cannot be looked up: {reason}; give a folder, a .gguf file or a hub id"
+        ) from error
+    if is_file:
         if path.suffix != ".gguf":
             raise ModelError(f"{name} is not a model: give a folder, a .gguf file or a hub id")
         check_gguf(path)
         return Source(name, str(path.parent), path.name)
-    if path.is_dir():
+    if is_folder:
         if (path / "config.json").is_file():
             return Source(name, str(path))
         raise ModelError(f"{name} holds no model: there is no config.json in it")
@@ -140,6 +151,8 @@ def choose_device(name: str | None) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise ModelError(f"unknown device {name!r}; use cpu, cuda, cuda:1 or mps") from error
+    if device.type not in {"cpu", "cuda", "mps"}:
+        raise ModelError(f"device {name} is not supported; use cpu, cuda, cuda:1 or mps")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ModelError(f"there is no device {name}: torch sees {torch.cuda.device_count()} CUDA devices; use cpu")
     if device.type == "mps" and not torch.backends.mps.is_available():
@@ -175,46 +188,22 @@ def _unpacked(source: Source, dtype: torch.dtype, settings: Settings) -> Source:
     sha256 = source.sha256 or sha256_file(path)
     name = str(dtype).removeprefix("torch.")
     folder = settings.cache / "unpacked" / f"{sha256[:32]}-{name}"
-    if not _is_whole(folder):
-        hf, tokenizer = _from_pretrained(source, dtype, settings)
-        with storage_errors(folder):
-            folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".unpack-") as aside:
-            target = Path(aside) / "model"
-            with storage_errors(folder), _disk_full(folder), _quiet():
-                hf.save_pretrained(target)
-                tokenizer.save_pretrained(target)
-                weights = target / "model.safetensors"
-                (target / _MARKER).write_text(json.dumps({"weights_bytes": weights.stat().st_size}))
-                shutil.rmtree(folder, ignore_errors=True)
-                with contextlib.suppress(FileExistsError):  # Another process was first; its copy is as good.
-                    target.rename(folder)
+    with _quiet():
+        unpack(folder, lambda: _from_pretrained(source, dtype, settings))
     return Source(source.name, str(folder))
 
 
-def _is_whole(folder: Path) -> bool:
-    try:
-        expected = json.loads((folder / _MARKER).read_text())["weights_bytes"]
-        return bool((folder / "model.safetensors").stat().st_size == expected)
-    except (OSError, ValueError, KeyError):
-        return False
+def _stored_hash(source: Source, settings: Settings) -> str:
+    """The weights' fingerprint before they are rounded to float16: it rounds to bfloat16, and twice is not once."""
+    stored, _ = _from_pretrained(source, "auto" if source.gguf is None else torch.float32, settings)
+    return weights_hash(stored.state_dict())
 
 
-@contextlib.contextmanager
-def _disk_full(folder: Path) -> Iterator[None]:
-    """safetensors reports a full disk as an error type of its own; make it the OSError that it is."""
-    try:
-        yield
-    except Exception as error:
-        if "os error 28" in str(error) or "No space left" in str(error):
-            raise OSError(errno.ENOSPC, "No space left on device", str(folder)) from error
-        raise
-
-
-def _from_pretrained(source: Source, dtype: torch.dtype, settings: Settings) -> tuple[Any, Any]:
+def _from_pretrained(source: Source, dtype: torch.dtype | str, settings: Settings) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    local = settings.offline or Path(source.folder).is_dir()
+    # Asked once: transformers asks for every file, and each time waits long for a hub that does not answer.
+    local = settings.offline or Path(source.folder).is_dir() or not _hub_answers()
     common: dict[str, Any] = {"local_files_only": local}
     extra: dict[str, Any] = {"dtype": dtype}
     if source.gguf is not None:
@@ -226,8 +215,28 @@ def _from_pretrained(source: Source, dtype: torch.dtype, settings: Settings) -> 
             tokenizer = AutoTokenizer.from_pretrained(source.folder, **common)
             hf = AutoModelForCausalLM.from_pretrained(source.folder, **common, **extra)
     except Exception as error:
+        if "for this kind of AutoModel" in str(error):
+            raise UnsupportedModel(
+                f"{source.name} is no decoder-only language model; steersman reads no other"
+            ) from error
         raise ModelError(_explain(source, error, settings)) from error
     return hf, tokenizer
+
+
+def _hub_answers() -> bool:
+    """Whether anything at all comes back from the hub's address, by way of the proxy if one is set."""
+    from huggingface_hub import constants
+
+    try:
+        request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
+        urllib.request.urlopen(request, timeout=_HUB_TIMEOUT_S).close()
+    except urllib.error.HTTPError:
+        return True
+    except urllib.error.URLError as error:
+        return isinstance(error.reason, ssl.SSLError)  # It answers; transformers may know its certificate.
+    except (OSError, ValueError, http.client.HTTPException):  # ValueError: HF_ENDPOINT is no address.
+        return False
+    return True
 
 
 def _explain(source: Source, error: Exception, settings: Settings) -> str:
@@ -248,14 +257,18 @@ def _explain(source: Source, error: Exception, settings: Settings) -> str:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Silence transformers' own progress bars and advice; ours are enough."""
+    from transformers import modeling_gguf_pytorch_utils as gguf
     from transformers.utils import logging
 
+    gguf_bar = gguf.tqdm  # It heeds no setting.
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    gguf.tqdm = functools.partial(gguf_bar, disable=True)
     try:
         yield
     finally:
+        gguf.tqdm = gguf_bar
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()

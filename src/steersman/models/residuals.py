@@ -7,6 +7,7 @@ sequence is left out by default: its activations are an attention sink, tens of 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -46,7 +47,7 @@ def read_residuals(
         For each sequence, in order, a tensor `(tokens, d_model)` per layer.
 
     Raises:
-        DataError: no sequences, an empty one, or no layers.
+        DataError: no sequences, an empty one, one longer than the model reads, or no layers.
         ModelError: a layer that the model does not have.
     """
     if not sequences or not layers:
@@ -54,6 +55,10 @@ def read_residuals(
     for index, sequence in enumerate(sequences):
         if len(sequence) <= skip_first:
             raise DataError(f"sequence {index} has {len(sequence)} tokens; at least {1 + skip_first} are needed")
+        if len(sequence) > model.context_tokens:
+            raise DataError(
+                f"sequence {index} has {len(sequence)} tokens; {model.name} reads {model.context_tokens}: cut it"
+            )
     for layer in layers:
         check_layer(layer, model.n_layers)
     results: list[dict[int, Tensor]] = [{} for _ in sequences]
@@ -108,7 +113,8 @@ def load_profile(model: LanguageModel, cache: Path) -> ModelProfile:
     try:
         facts = json.loads(path.read_text())
         profile = ModelProfile(facts["weights_hash"], tuple(float(norm) for norm in facts["mean_norms"]))
-        if profile.weights_hash == model.ref.weights_hash and len(profile.mean_norms) == model.n_layers:
+        sound = all(math.isfinite(norm) and norm > 0 for norm in profile.mean_norms)
+        if sound and profile.weights_hash == model.ref.weights_hash and len(profile.mean_norms) == model.n_layers:
             return profile
     except (OSError, ValueError, KeyError, TypeError):
         pass  # Absent or damaged: measure again.
@@ -120,7 +126,8 @@ def load_profile(model: LanguageModel, cache: Path) -> ModelProfile:
 
 def measure_profile(model: LanguageModel) -> ModelProfile:
     """Run the shipped profile text through the model once and average the norms of its residual stream."""
-    sequences = [model.tokenizer(text)["input_ids"][:256] for text in profile_texts()]
+    longest = min(256, model.context_tokens)
+    sequences = [model.tokenizer(text)["input_ids"][:longest] for text in profile_texts()]
     sequences = [ids for ids in sequences if len(ids) > 1]
     layers = range(model.n_layers)
     totals, tokens = torch.zeros(model.n_layers, dtype=torch.float64), 0

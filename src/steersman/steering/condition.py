@@ -6,13 +6,12 @@ the edits of that layer, so it may gate edits at the same layer or later ones.
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from steersman.errors import RecipeError
-from steersman.facts import fact
+from steersman.facts import check_choices, check_finite, fact
 from steersman.steering.target import Latent, Target
 
 
@@ -32,8 +31,10 @@ class Above:
     kind: Literal["above"] = "above"
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.threshold):
-            raise RecipeError(f"condition: 'threshold' must be a finite number, not {self.threshold}")
+        check_choices(self)
+        if self.layer < 0:
+            raise RecipeError(f"condition: layer {self.layer} does not exist; layers count from 0")
+        check_finite("condition", threshold=self.threshold)
         if isinstance(self.target, Latent) != (self.resolved_measure == "activation"):
             raise RecipeError(f"condition: measure {self.measure!r} does not fit a {self.target.kind}")
 
@@ -51,6 +52,7 @@ class TokenIs:
     kind: Literal["token"] = "token"
 
     def __post_init__(self) -> None:
+        check_choices(self)
         if not self.token_ids:
             raise RecipeError("condition: 'token_ids' is empty; name at least one token")
 
@@ -62,6 +64,9 @@ class Not:
     item: Condition
     kind: Literal["not"] = "not"
 
+    def __post_init__(self) -> None:
+        check_choices(self)
+
 
 @fact
 class AllOf:
@@ -71,6 +76,7 @@ class AllOf:
     kind: Literal["all"] = "all"
 
     def __post_init__(self) -> None:
+        check_choices(self)
         _check_items(self.items)
 
 
@@ -82,6 +88,7 @@ class AnyOf:
     kind: Literal["any"] = "any"
 
     def __post_init__(self) -> None:
+        check_choices(self)
         _check_items(self.items)
 
 
@@ -91,6 +98,9 @@ class Since:
 
     item: Condition
     kind: Literal["since"] = "since"
+
+    def __post_init__(self) -> None:
+        check_choices(self)
 
 
 Condition = Annotated[Above | TokenIs | Not | AllOf | AnyOf | Since, Field(discriminator="kind")]

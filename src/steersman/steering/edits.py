@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from steersman.errors import RecipeError
-from steersman.facts import fact
+from steersman.facts import check_choices, check_finite, fact
 from steersman.steering.condition import Condition, layers_read
 from steersman.steering.target import Latent, Target
 from steersman.steering.vector import Vector
@@ -31,6 +31,9 @@ class FeatureWeight:
     id: int
     weight: float
     label: str | None = None
+
+    def __post_init__(self) -> None:
+        check_finite(f"feature {self.id}", weight=self.weight)
 
 
 @fact
@@ -49,10 +52,10 @@ class EditBase:
     """Only at tokens where this holds."""
 
     def __post_init__(self) -> None:
+        check_choices(self)
         if self.layer < 0:
             raise RecipeError(f"layer {self.layer} does not exist; layers count from 0")
-        if not math.isfinite(self.strength):
-            raise RecipeError(f"'strength' must be a finite number, not {self.strength}")
+        check_finite("edit", strength=self.strength)
         late = [layer for layer in layers_read(self.when) if layer > self.layer] if self.when else []
         if late:
             raise RecipeError(
@@ -83,8 +86,7 @@ class Clamp(EditBase):
 
     def __post_init__(self) -> None:
         EditBase.__post_init__(self)
-        if not math.isfinite(self.value):
-            raise RecipeError(f"clamp: 'value' must be a finite number, not {self.value}")
+        check_finite("clamp", value=self.value)
         if isinstance(self.target, Latent) and self.unit != "raw":
             raise RecipeError("clamp: the activation of a latent is raw; leave 'unit' out")
 
@@ -99,8 +101,7 @@ class Scale(EditBase):
 
     def __post_init__(self) -> None:
         EditBase.__post_init__(self)
-        if not math.isfinite(self.factor):
-            raise RecipeError(f"scale: 'factor' must be a finite number, not {self.factor}")
+        check_finite("scale", factor=self.factor)
 
 
 @fact

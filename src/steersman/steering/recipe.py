@@ -57,9 +57,10 @@ class Recipe:
             raise RecipeError("a recipe needs a name")
         if not self.edits and self.abort is None:
             raise RecipeError(f"recipe {self.name!r} has no edits; give at least one")
-        widths = {width(edit) for edit in self.edits}
-        if len(widths) > 1:
-            raise RecipeError(f"recipe {self.name!r} mixes vectors of different models: {sorted(widths)} dimensions")
+        if len(self.widths) > 1:
+            raise RecipeError(
+                f"recipe {self.name!r} mixes vectors of different models: {sorted(self.widths)} dimensions"
+            )
 
     def __add__(self, other: Recipe) -> Recipe:
         """Both at once.
@@ -88,7 +89,9 @@ class Recipe:
         if not math.isfinite(factor):
             raise RecipeError(f"a recipe can be scaled by a finite number, not {factor}")
         edits = tuple(scaled(edit, factor) for edit in self.edits)
-        return dataclasses.replace(self, edits=edits, evidence=None, data={**self.data, "scaled_by": factor})
+        before = self.data.get("scaled_by")
+        total = before * factor if isinstance(before, int | float) else factor
+        return dataclasses.replace(self, edits=edits, evidence=None, data={**self.data, "scaled_by": total})
 
     __rmul__ = __mul__
 
@@ -101,6 +104,12 @@ class Recipe:
         layers = {edit.layer for edit in self.edits}
         layers |= {leaf.layer for condition in self.conditions for leaf in leaves(condition)}
         return tuple(sorted(layers))
+
+    @property
+    def widths(self) -> frozenset[int]:
+        """`d_model` of all the vectors that are added or read; one number in a recipe that exists, or none."""
+        read = {leaf.target.width for condition in self.conditions for leaf in leaves(condition)}
+        return frozenset(read | {width(edit) for edit in self.edits})
 
     @property
     def conditions(self) -> tuple[Condition, ...]:
@@ -119,9 +128,7 @@ class Recipe:
                 f"recipe {self.name!r} was made for model {self.model.id} (weights {self.model.weights_hash[:8]}), not for "
                 f"{model.name} (weights {model.ref.weights_hash[:8]}); load that model or fit the recipe again"
             )
-        widths = {width(edit) for edit in self.edits}
-        widths |= {leaf.target.width for condition in self.conditions for leaf in leaves(condition)}
-        for found in sorted(widths - {model.d_model}):
+        for found in sorted(self.widths - {model.d_model}):
             raise RecipeMismatch(
                 f"recipe {self.name!r} has vectors of {found} dimensions; {model.name} has {model.d_model}"
             )

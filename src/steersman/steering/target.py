@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from steersman.errors import RecipeError
-from steersman.facts import fact
+from steersman.facts import check_choices, fact
 from steersman.steering.vector import Vector
 
 
@@ -24,6 +24,9 @@ class Direction:
 
     vector: Vector
     kind: Literal["direction"] = "direction"
+
+    def __post_init__(self) -> None:
+        check_choices(self)
 
     @property
     def width(self) -> int:
@@ -62,6 +65,7 @@ class Latent:
     kind: Literal["latent"] = "latent"
 
     def __post_init__(self) -> None:
+        check_choices(self)
         if self.id < 0:
             raise RecipeError(f"latent: id {self.id} is negative")
         if len(self.encoder_row) != len(self.decoder_row):

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, Self
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationInfo
@@ -26,9 +25,15 @@ class Vector:
         """Copy `values` to float32 on the CPU.
 
         Raises:
-            RecipeError: not one-dimensional, empty, NaN or infinite, or all zero.
+            RecipeError: not real numbers, not one-dimensional, empty, NaN or infinite, or all zero.
         """
-        tensor = torch.as_tensor(values).detach().to("cpu", torch.float32).clone().contiguous()
+        try:
+            given = torch.as_tensor(values).detach()
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+            raise RecipeError(f"a steering vector is a list of numbers, which this is not ({error})") from error
+        if given.is_complex():
+            raise RecipeError("a steering vector has real numbers, not complex ones")
+        tensor = given.to("cpu", torch.float32).clone().contiguous()
         if tensor.ndim != 1 or tensor.numel() == 0:
             raise RecipeError(f"a steering vector has one dimension, this one has shape {tuple(tensor.shape)}")
         if not torch.isfinite(tensor).all():
@@ -53,7 +58,8 @@ class Vector:
 
     def unit(self) -> Self:
         """The same direction with norm 1."""
-        return type(self)(self._tensor / self.norm)
+        # In float64: float32 cannot hold the norm of its own largest numbers.
+        return type(self)(self._tensor.double() / self.norm)
 
     def __add__(self, other: Vector) -> Vector:
         if len(self) != len(other):
@@ -107,17 +113,18 @@ class Vector:
     def _from_wire(cls, value: Any, info: ValidationInfo) -> Vector:
         if isinstance(value, Vector):
             return value
-        try:
-            if isinstance(value, str):
-                tensors: Mapping[str, Tensor] = (info.context or {}).get("tensors", {})
-                if value not in tensors:
-                    raise ValueError(f"{value[:40]!r} is not among the recipe's tensors")
-                vector = cls(tensors[value])
-                if vector.key != value:
-                    raise ValueError(f"the tensor stored as {value[:20]}… has other content; the file is damaged")
-                return vector
-            if isinstance(value, list):
-                return cls(np.asarray(value, dtype=np.float32).tolist())
-        except (RecipeError, TypeError, OverflowError) as error:
-            raise ValueError(str(error)) from error
+        if isinstance(value, str):
+            tensors: Mapping[str, Tensor] = (info.context or {}).get("tensors", {})
+            if value not in tensors:
+                raise ValueError(f"{value[:40]!r} is not among the recipe's tensors")
+            vector = cls(tensors[value])
+            if vector.key != value:
+                raise ValueError(f"the tensor stored as {value[:20]}… has other content; the file is damaged")
+            return vector
+        # Not what merely converts to a number, as text and true do.
+        if isinstance(value, list) and all(type(number) in (int, float) for number in value):
+            try:
+                return cls([float(number) for number in value])
+            except OverflowError as error:
+                raise ValueError("a number is too large for a vector") from error
         raise ValueError("a vector is a list of numbers or a reference into the recipe's tensors")

@@ -6,7 +6,6 @@ position is where it is *read*: editing the last prompt token changes the first 
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Literal
 
 import torch
@@ -15,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from steersman.errors import RecipeError
-from steersman.facts import fact
+from steersman.facts import check_choices, check_finite, fact
 
 
 @fact
@@ -36,6 +35,7 @@ class Where:
     """Whether position 0 may be edited; its activations are an attention sink, so by default it is not."""
 
     def __post_init__(self) -> None:
+        check_choices(self)
         if self.start < 0 or (self.stop is not None and self.stop <= self.start):
             raise RecipeError(
                 f"where: the window start={self.start}, stop={self.stop} is empty; 0 <= start < stop is needed"
@@ -78,6 +78,9 @@ class Constant:
 
     kind: Literal["constant"] = "constant"
 
+    def __post_init__(self) -> None:
+        check_choices(self)
+
     def gains(self, index: Int[Tensor, "rows seq"]) -> Float[Tensor, "rows seq"]:
         """Factor on the strength at each generated token (0 is the first; the prompt counts as 0)."""
         return torch.ones_like(index, dtype=torch.float32)
@@ -93,9 +96,10 @@ class Ramp:
     kind: Literal["ramp"] = "ramp"
 
     def __post_init__(self) -> None:
+        check_choices(self)
         if self.tokens < 1:
             raise RecipeError(f"ramp: 'tokens' must be at least 1, not {self.tokens}")
-        _check_finite("ramp", start=self.start, end=self.end)
+        check_finite("ramp", start=self.start, end=self.end)
 
     def gains(self, index: Int[Tensor, "rows seq"]) -> Float[Tensor, "rows seq"]:
         """Factor on the strength at each generated token (0 is the first; the prompt counts as 0)."""
@@ -112,7 +116,8 @@ class Decay:
     kind: Literal["decay"] = "decay"
 
     def __post_init__(self) -> None:
-        _check_finite("decay", half_life_tokens=self.half_life_tokens, floor=self.floor)
+        check_choices(self)
+        check_finite("decay", half_life_tokens=self.half_life_tokens, floor=self.floor)
         if self.half_life_tokens <= 0:
             raise RecipeError(f"decay: 'half_life_tokens' must be above 0, not {self.half_life_tokens:g}")
 
@@ -124,9 +129,3 @@ class Decay:
 
 
 Schedule = Annotated[Constant | Ramp | Decay, Field(discriminator="kind")]
-
-
-def _check_finite(what: str, **values: float) -> None:
-    for name, value in values.items():
-        if not math.isfinite(value):
-            raise RecipeError(f"{what}: '{name}' must be a finite number, not {value}")
