@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar, dataclass_transform, get_args, get_ori
 
 from pydantic import ConfigDict
 
-from steersman.errors import RecipeError, did_you_mean
+from steersman.errors import RecipeError, SteersmanError, did_you_mean
 
 T = TypeVar("T")
 
@@ -26,19 +26,19 @@ def fact(cls: type[T]) -> type[T]:
     return made
 
 
-def check_choices(made: object) -> None:
+def check_choices(made: object, error: type[SteersmanError] = RecipeError) -> None:
     """Refuse values that the `Literal` fields of a fact do not name. Python itself would take any.
 
     Raises:
-        RecipeError: with the values there are, and the one that was probably meant.
+        error: with the values there are, and the one that was probably meant.
     """
     cls: type = type(made)
     for name, choices in _choices(cls).items():
         value = getattr(made, name)
         if value not in choices:
             known = [choice for choice in choices if choice is not None]
-            raise RecipeError(
-                f"{cls.__name__}: '{name}' must be one of {', '.join(map(repr, known))}, not {value!r}"
+            raise error(
+                f"{cls.__name__.lower()}: '{name}' must be one of {', '.join(map(repr, known))}, not {value!r}"
                 + did_you_mean(str(value).lower(), known)
             )
 

@@ -52,8 +52,11 @@ def replacing(path: Path) -> Iterator[Path]:
     aside = path.with_name(f".{path.name[:50]}.{secrets.token_hex(4)}.part")
     try:
         with storage_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            aside.touch()
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                aside.touch()
+            except FileNotFoundError as error:  # A file system without real folders, such as /proc.
+                raise PermissionError(errno.EACCES, "Permission denied", str(path)) from error
             yield aside
             aside.replace(path)
     finally:

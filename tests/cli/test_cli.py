@@ -35,7 +35,7 @@ for words in (["--help"], ["generate", "--help"], ["fit", "--help"], ["fit", "ca
     except SystemExit as end:
         assert not end.code, words
     assert shown.getvalue().strip(), words
-heavy = {"torch", "transformers", "numpy", "safetensors", "pydantic", "gguf", "sklearn"} & set(sys.modules)
+heavy = {"torch", "transformers", "numpy", "safetensors", "gguf"} & set(sys.modules)
 sys.exit(f"imported for a help text: {sorted(heavy)}" if heavy else 0)
 """
 

@@ -166,7 +166,9 @@ WRONG: dict[str, tuple[type[SteersmanError], Request, str]] = {
     ),
     "condition of the wrong width": (
         RecipeMismatch,
-        ask("x", Recipe(name="r", edits=(), abort=Above(layer=0, target=Direction(vector=vector(0, 5)), threshold=0.0))),
+        ask(
+            "x", Recipe(name="r", edits=(), abort=Above(layer=0, target=Direction(vector=vector(0, 5)), threshold=0.0))
+        ),
         "5 dimensions",
     ),
     "abort at a missing layer": (
@@ -196,8 +198,8 @@ def test_a_wrong_request_is_refused_before_anything_runs(name: str, monkeypatch:
 
 def test_a_wrong_request_does_not_disturb_those_that_run() -> None:
     engine = make_engine(model_of("llama"))
-    expected = engine.generate([ask("hello", push(), tokens=30)])[0]
-    stream = engine.stream(ask("hello", push(), tokens=30))
+    expected = engine.generate([ask("hello", push(), tokens=200)])[0]
+    stream = engine.stream(ask("hello", push(), tokens=200))
     next(stream)
     for kind, request, _ in WRONG.values():
         with pytest.raises(kind):

@@ -57,7 +57,8 @@ def load_recipes(paths: list[Path]) -> Recipe | None:
 
 def print_json(value: Any) -> None:
     """One JSON object on standard output."""
-    print(json.dumps(value, ensure_ascii=False, indent=2))
+    narrow = "utf" not in (sys.stdout.encoding or "").lower()
+    print(json.dumps(value, ensure_ascii=narrow, indent=2))
 
 
 def refuse_overwrite(path: Path, force: bool) -> None:

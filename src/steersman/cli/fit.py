@@ -135,9 +135,10 @@ def _fit(
     as_json: bool,
 ) -> None:
     from steersman.steering.pairs import load_named, load_pairs
-    from steersman.steering.recipe_file import save_recipe
+    from steersman.steering.recipe_file import save_recipe, tensor_path
 
-    refuse_overwrite(out, force)
+    for path in (out, tensor_path(out)):
+        refuse_overwrite(path, force)
     # A bare word that is no file means a shipped set; a misspelt one is told which there are.
     is_named = not Path(pairs).exists() and Path(pairs).name == pairs and "." not in pairs
     examples = load_named(pairs) if is_named else load_pairs(Path(pairs))

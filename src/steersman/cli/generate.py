@@ -102,7 +102,10 @@ def generate(
 def _read(text: str) -> str:
     if text != "-":
         return text
-    found = sys.stdin.read(_MAX_STDIN_CHARACTERS + 1)
+    try:
+        found = sys.stdin.read(_MAX_STDIN_CHARACTERS + 1)
+    except UnicodeDecodeError as error:
+        raise RequestError(f"standard input is no text in {error.encoding.upper()}; convert it first") from error
     if len(found) > _MAX_STDIN_CHARACTERS:
         raise RequestError("standard input holds more than a million characters; that is no prompt")
     return found

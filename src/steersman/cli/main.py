@@ -6,6 +6,7 @@ need when they run, so that `steersman --help` answers at once.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 
@@ -14,6 +15,8 @@ import typer
 from steersman.cli import export, fit, generate, models
 from steersman.errors import SteersmanError
 from steersman.version import __version__
+
+_INTERRUPTED = 130
 
 app = typer.Typer(
     name="steersman",
@@ -46,14 +49,20 @@ def _root(
 
 def main() -> None:
     """Run the command line; the console script's entry point."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # A terminal that knows few characters still gets its answer.
     try:
         app()
+    except SystemExit as end:
+        if end.code == _INTERRUPTED:  # Typer has caught Ctrl-C, and says nothing.
+            print("interrupted", file=sys.stderr)
+        raise
     except SteersmanError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(_INTERRUPTED)
     except BrokenPipeError:
         # The reader (head, less) has gone; nothing is left to say to it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

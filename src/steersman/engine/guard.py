@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from steersman.errors import RequestError
-from steersman.facts import fact
+from steersman.facts import check_choices, fact
 
 Mode = Literal["off", "warn", "soften", "stop"]
 
@@ -37,6 +37,7 @@ class Guard:
     """Factor on the strength at each softening; below a tenth of what was asked, steering goes off."""
 
     def __post_init__(self) -> None:
+        check_choices(self, RequestError)
         checks = [
             (self.every_tokens >= 1, "every_tokens", "1 or more"),
             (self.window_tokens >= 4, "window_tokens", "4 or more"),

@@ -45,7 +45,11 @@ class Sampling:
             (0.01 <= self.repetition_penalty <= 100.0, "repetition_penalty", "between 0.01 and 100 (1 is none)"),
             (self.max_tokens >= 1, "max_tokens", "1 or more"),
             (self.seed is None or 0 <= self.seed < 2**63, "seed", "between 0 and 2^63 - 1"),
-            (len(self.stop) <= 16 and all(self.stop), "stop", "at most 16 strings, none of them empty"),
+            (
+                isinstance(self.stop, tuple) and len(self.stop) <= 16 and all(self.stop),  # type: ignore[redundant-expr]
+                "stop",
+                "a tuple of at most 16 strings, none of them empty",
+            ),
         ]
         for good, name, rule in checks:
             if not good:

@@ -41,8 +41,8 @@ class RunningSequence:
         room = model.context_tokens - len(self.prompt_ids)
         if room < 1:
             raise RequestError(
-                f"the prompt has {len(self.prompt_ids)} tokens; {model.name} reads at most {model.context_tokens - 1} "
-                f"and one to write: shorten the prompt"
+                f"the prompt has {len(self.prompt_ids)} tokens; {model.name} reads at most {model.context_tokens - 1} of its "
+                f"{model.context_tokens}, as the answer needs one: shorten the prompt"
             )
         self.max_tokens = min(request.sampling.max_tokens, room)
         self.written: list[int] = []

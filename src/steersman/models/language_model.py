@@ -151,6 +151,7 @@ class LanguageModel:
         if isinstance(prompt, str):
             if not prompt:
                 raise RequestError("the prompt is empty; write something for the model to continue")
+            _check_text(prompt)
             ids = self.tokenizer(prompt)["input_ids"]
         else:
             ids = self.tokenizer(self.render(prompt), add_special_tokens=False)["input_ids"]
@@ -167,19 +168,32 @@ class LanguageModel:
         asked = [message["content"] for message in chat if message["role"] == "user"]
         if not asked or not asked[-1].strip():
             raise RequestError("the prompt is empty; write a message for the model to answer")
+        for message in chat:
+            _check_text(message["content"])
         if not self.is_chat:
             raise RequestError(f"{self.name} has no chat template; pass plain text (--raw on the command line)")
         messages = [dict(message) for message in chat]
         try:
             text: str = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer)
         except Exception as error:
-            raise RequestError(f"the chat template of {self.name} refuses this chat: {error}") from error
+            raise RequestError(
+                f"the chat template of {self.name} refuses this chat: {' '.join(str(error).split())}"
+            ) from error
         return text
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, without special tokens, exactly as written."""
         text: str = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text
+
+
+def _check_text(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RequestError(
+            f"the prompt holds half a character (a lone surrogate) at {error.start}; remove it"
+        ) from error
 
 
 def chat(text: str, system: str | None = None) -> tuple[Message, ...]:
