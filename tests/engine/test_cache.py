@@ -40,7 +40,7 @@ def step(cache: KVCache, seed: int, positions: list[int], length: int | None = N
 
 
 def test_a_pass_attends_to_all_columns_written_so_far() -> None:
-    cache = KVCache(LAYERS, 3)
+    cache = KVCache(LAYERS)
     write(cache, 0, 3, 0, 8)
     keys, values = write(cache, 10, 3, 8, 12)
     assert torch.equal(keys, torch.cat([states(1, 3, 8), states(11, 3, 4)], dim=2))
@@ -49,14 +49,14 @@ def test_a_pass_attends_to_all_columns_written_so_far() -> None:
 
 
 def test_columns_that_nobody_wrote_hold_no_garbage() -> None:
-    keys, values = write(KVCache(LAYERS, 2), 0, 2, 0, 4, length=64)
+    keys, values = write(KVCache(LAYERS), 0, 2, 0, 4, length=64)
     assert keys.shape[2] == 64
     assert not keys[:, :, 4:].any()
     assert not values[:, :, 4:].any()
 
 
 def test_rows_of_different_lengths_write_their_own_columns() -> None:
-    cache = KVCache(LAYERS, 3)
+    cache = KVCache(LAYERS)
     write(cache, 0, 3, 0, 8)
     keys, _ = step(cache, 20, [8, 3, 5], length=9)
     expected = torch.cat([states(1, 3, 8), torch.zeros(3, HEADS, 1, DIM)], dim=2)
@@ -66,14 +66,14 @@ def test_rows_of_different_lengths_write_their_own_columns() -> None:
 
 
 def test_growing_loses_nothing() -> None:
-    cache = KVCache(LAYERS, 2)
+    cache = KVCache(LAYERS)
     write(cache, 0, 2, 0, 100)
     keys, _ = write(cache, 10, 2, 100, 700)
     assert torch.equal(keys, torch.cat([states(1, 2, 100), states(11, 2, 600)], dim=2))
 
 
 def test_a_row_moves_into_another_slab_and_within_it() -> None:
-    prefill, slab = KVCache(LAYERS, 2), KVCache(LAYERS, 4)
+    prefill, slab = KVCache(LAYERS), KVCache(LAYERS)
     write(prefill, 0, 2, 0, 8)
     for row in range(3):
         slab.copy_row(prefill, row % 2, row, 8 - row)
@@ -88,7 +88,7 @@ def test_a_row_moves_into_another_slab_and_within_it() -> None:
 @pytest.mark.parametrize("grown", [False, True])
 def test_rows_change_hands_outside_of_a_pass(grown: bool) -> None:
     # A slab that grew within a pass holds inference tensors, which torch guards against writing from outside.
-    prefill, slab = KVCache(LAYERS, 2), KVCache(LAYERS, 3)
+    prefill, slab = KVCache(LAYERS), KVCache(LAYERS)
     write(prefill, 0, 2, 0, 8)
     slab.copy_row(prefill, 0, 0, 8)
     slab.copy_row(prefill, 1, 1, 8)
@@ -102,7 +102,7 @@ def test_rows_change_hands_outside_of_a_pass(grown: bool) -> None:
 @pytest.mark.parametrize("way", ["copied", "moved"])
 def test_a_row_holds_nothing_of_the_request_that_had_it_before(way: str) -> None:
     # Masked columns count for nothing only as long as they are finite.
-    prefill, slab = KVCache(LAYERS, 2), KVCache(LAYERS, 3)
+    prefill, slab = KVCache(LAYERS), KVCache(LAYERS)
     write(prefill, 0, 2, 0, 8)
     for row in range(2):
         slab.copy_row(prefill, 0, row, 8)

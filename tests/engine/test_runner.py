@@ -31,7 +31,7 @@ def check_passes(model: LanguageModel) -> None:
     """Prefill three rows in two chunks, then decode each at its own position; every logit beside the plain model's."""
     runner, ids = Runner(model), sequences()
     expected = [plain(model, row) for row in ids]
-    cache = runner.new_cache(3)
+    cache = runner.new_cache()
     for start, stop in ((0, 8), (8, 20)):
         positions = torch.arange(start, stop).expand(3, -1)
         keep = torch.tensor([[0, 3], [2, 2], [7, 1]])
@@ -62,7 +62,7 @@ def test_logits_with_the_attention_written_out(kind: str) -> None:
 def test_logits_are_float32_whatever_the_model_computes_in() -> None:
     runner = Runner(tiny_model(dtype=torch.bfloat16))
     ids = sequences(1, 4)
-    logits = runner.forward(runner.new_cache(1), ids, torch.arange(4)[None], torch.tensor([[3]]))
+    logits = runner.forward(runner.new_cache(), ids, torch.arange(4)[None], torch.tensor([[3]]))
     assert logits.dtype == torch.float32
     assert logits.shape == (1, 1, N_VOCAB)
 
@@ -70,10 +70,10 @@ def test_logits_are_float32_whatever_the_model_computes_in() -> None:
 def test_a_row_does_not_see_the_others() -> None:
     runner, ids = Runner(model_of("llama")), sequences(4, 16)
     positions, keep = torch.arange(16).expand(4, -1), torch.full((4, 1), 15)
-    together = runner.forward(runner.new_cache(4), ids, positions, keep)
+    together = runner.forward(runner.new_cache(), ids, positions, keep)
     other = ids.clone()
     other[1:] = 7
-    assert torch.equal(runner.forward(runner.new_cache(4), other, positions, keep)[0], together[0])
+    assert torch.equal(runner.forward(runner.new_cache(), other, positions, keep)[0], together[0])
 
 
 def test_a_steered_pass_leaves_the_model_as_it_was() -> None:
@@ -88,8 +88,8 @@ def test_a_steered_pass_leaves_the_model_as_it_was() -> None:
         gains=torch.ones(2),
     )
     bound = BatchPlan([push(), None], NORMS, torch.device("cpu")).bind(batch, [{}, {}])
-    steered = runner.forward(runner.new_cache(2), ids, positions, keep, bound)
-    unsteered = runner.forward(runner.new_cache(2), ids, positions, keep)
+    steered = runner.forward(runner.new_cache(), ids, positions, keep, bound)
+    unsteered = runner.forward(runner.new_cache(), ids, positions, keep)
     assert torch.equal(steered[1], unsteered[1])
     assert not torch.equal(steered[0], unsteered[0])
     assert hooks_of(model) == hooks

@@ -46,9 +46,8 @@ class _Steered:
         ):
             self._plan, self._planned = BatchPlan(recipes, self.mean_norms, ids.device), recipes
         lengths = torch.zeros(len(ids), 1, dtype=torch.long, device=ids.device)
-        gains = torch.zeros(
-            len(ids), device=ids.device
-        )  # Rows beyond the sequences are company only; nothing steers them.
+        # Rows beyond the sequences are company only; nothing steers them.
+        gains = torch.zeros(len(ids), device=ids.device)
         lengths[: len(self.sequences), 0] = torch.tensor([len(sequence.prompt_ids) for sequence in self.sequences])
         gains[: len(self.sequences)] = torch.tensor([sequence.strength for sequence in self.sequences])
         batch = TokenBatch(token_ids=ids, positions=positions, prompt_lengths=lengths, valid=valid, gains=gains)
@@ -68,7 +67,7 @@ class PrefillBatch(_Steered):
     ) -> None:
         super().__init__(runner, mean_norms)
         self.sequences = list(sequences)
-        self.cache = runner.new_cache(len(sequences))
+        self.cache = runner.new_cache()
         self._chunk_tokens = max(_QUERY_STEP, chunk_tokens // _QUERY_STEP * _QUERY_STEP)
         self._at = 0
         self._width = -(-max(len(sequence.prompt_ids) for sequence in sequences) // _QUERY_STEP) * _QUERY_STEP
@@ -103,9 +102,9 @@ class PrefillBatch(_Steered):
 class DecodeBatch(_Steered):
     """The running rows: each step reads the token written last and writes one more."""
 
-    def __init__(self, runner: Runner, mean_norms: Sequence[float], slots: int) -> None:
+    def __init__(self, runner: Runner, mean_norms: Sequence[float]) -> None:
         super().__init__(runner, mean_norms)
-        self.cache = runner.new_cache(max(slots, _MIN_ROWS))
+        self.cache = runner.new_cache()
 
     def join(self, prefill: PrefillBatch) -> None:
         """Take over the prefilled rows that go on."""

@@ -16,13 +16,12 @@ _GROW_TOKENS = 128
 
 
 class KVCache(Cache):  # type: ignore[misc]
-    """A slab for up to `rows` sequences, handed to transformers as `past_key_values`.
+    """A slab that grows with its rows and their length, handed to transformers as `past_key_values`.
 
     Before each forward pass, `aim` says where its tokens go; the pass then writes them and attends to columns up to `length`.
     """
 
-    def __init__(self, n_layers: int, rows: int) -> None:
-        self.rows = rows
+    def __init__(self, n_layers: int) -> None:
         self.capacity_rows = 1
         self.capacity_tokens = 0
         self.used_rows = 0

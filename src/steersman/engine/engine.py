@@ -74,7 +74,7 @@ class Engine:
         self._waiting: deque[RunningSequence] = deque()
         self._admitted: list[RunningSequence] = []
         self._prefill: PrefillBatch | None = None
-        self._decode = DecodeBatch(self._runner, self.profile.mean_norms, self.limits.slots)
+        self._decode = DecodeBatch(self._runner, self.profile.mean_norms)
         self._turn = threading.Condition()
         self._driving = False
 
@@ -240,7 +240,7 @@ class Engine:
 
     def _reset(self) -> None:
         self._prefill, self._admitted = None, []
-        self._decode = DecodeBatch(self._runner, self.profile.mean_norms, self.limits.slots)
+        self._decode = DecodeBatch(self._runner, self.profile.mean_norms)
 
 
 class Ticket:

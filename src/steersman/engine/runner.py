@@ -51,9 +51,9 @@ class Runner:
         self._additive = config._attn_implementation == "eager"
         self._unembedding = model.hf.get_output_embeddings()
 
-    def new_cache(self, rows: int) -> KVCache:
+    def new_cache(self) -> KVCache:
         """An empty slab for this model."""
-        return KVCache(self.model.n_layers, rows)
+        return KVCache(self.model.n_layers)
 
     @torch.inference_mode()
     def forward(

@@ -140,7 +140,7 @@ class RunningSequence:
                 self.finish_reason = "cancelled"
 
     def fail(self, error: BaseException) -> None:
-        """End with an error; every caller gets its own copy of our errors, the cause attached."""
+        """End with an error: ours as it is, any other wrapped in `SteersmanError` with its cause attached."""
         self.error = error if isinstance(error, SteersmanError) else SteersmanError(f"generation failed: {error!r}")
         if self.error is not error:
             self.error.__cause__ = error

@@ -23,7 +23,7 @@ def mean_logprob(runner: Runner, sequence: RunningSequence) -> float | None:
     text = [*sequence.prompt_ids, *sequence.written]
     first = len(text) - window
     if sequence.shadow is None:
-        sequence.shadow = runner.new_cache(1)
+        sequence.shadow = runner.new_cache()
     # Read again from just before the window: its logits are needed, and the columns are simply written anew.
     start = min(sequence.shadow_tokens, first - 1)
     ids = torch.tensor([text[start:-1]], device=runner.model.device)
