@@ -120,26 +120,54 @@ def test_stop_ends_the_answer_where_it_looks() -> None:
 def test_soften_lowers_the_strength_each_time_and_at_last_to_nothing() -> None:
     request = ask("hello", push(), tokens=40, strength=2.0, guard=watching("soften", soften_by=0.5))
     result = answer(request)
-    assert [event.strength for event in result.guard_events[:5]] == [1.0, 0.5, 0.25, 0.0, 0.0]
-    assert all(event.strength == 0.0 for event in result.guard_events[3:])
+    assert [event.strength for event in result.guard_events] == [1.0, 0.5, 0.25, 0.0]
+    assert {event.rewound_to for event in result.guard_events} == {0}
     assert result.strength == 0.0
     assert result.finish_reason == "length"
+    assert len(result.token_ids) == 40
 
 
+def bad_at(monkeypatch: pytest.MonkeyPatch, look: int) -> None:
+    """Let the guard find the text bad at one of its looks (the first is 1), and at no other."""
+    looks = []
+
+    def judged(guard: Guard, written: list[int], mean_logprob: float | None, strength: float) -> GuardEvent | None:
+        looks.append(len(written))
+        return GuardEvent(len(written), "unlikely", -9.0, -3.0, 0.5 * strength) if len(looks) == look else None
+
+    monkeypatch.setattr("steersman.engine.guard.judge", judged)
+
+
+@pytest.mark.parametrize("look", [1, 2])
 @pytest.mark.parametrize("strength", [1.0, -1.5])
-def test_softened_tokens_are_steered_as_by_a_recipe_scaled_from_there_on(strength: float) -> None:
-    model, prompt, at = model_of("llama"), "once upon a time", 8
-    guard = watching("soften", every_tokens=at, soften_by=0.5)
-    result = answer(ask(prompt, push(), tokens=2 * at, strength=strength, guard=guard))
-    assert [event.at_token for event in result.guard_events] == [at]
+def test_softened_tokens_are_written_again_as_by_a_recipe_scaled_from_there_on(
+    strength: float, look: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad_at(monkeypatch, look)
+    model, prompt, every = model_of("llama"), "once upon a time", 8
+    kept = every * (look - 1)
+    request = ask(prompt, push(), tokens=3 * every, strength=strength, guard=watching("soften", every_tokens=every))
+    result = answer(request)
+    assert [(event.at_token, event.rewound_to) for event in result.guard_events] == [(every * look, kept)]
     assert result.strength == 0.5 * strength
-    # The token that was written last before is read with the lower strength already.
-    switch = len(model.encode(prompt)) + at - 1
+    # The last token that is kept is read again, with the lower strength.
+    switch = len(model.encode(prompt)) + kept - 1
     by_hand = push(where=Where(stop=switch)) + 0.5 * push(where=Where(start=switch))
-    expected = ask(prompt, by_hand, tokens=2 * at, strength=strength)
+    expected = ask(prompt, by_hand, tokens=3 * every, strength=strength)
     assert result.token_ids == answer(expected).token_ids
     assert list(result.token_ids) == without_cache(model, expected)[0]
-    assert result.token_ids != answer(ask(prompt, push(), tokens=2 * at, strength=strength)).token_ids
+    assert result.token_ids != answer(ask(prompt, push(), tokens=3 * every, strength=strength)).token_ids
+
+
+@pytest.mark.parametrize("look", [1, 2])
+def test_a_stream_never_shows_what_is_written_again(look: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    bad_at(monkeypatch, look)
+    request = ask("once upon a time", push(), tokens=30, guard=watching("soften", every_tokens=8))
+    chunks = list(make_engine(model_of("llama")).stream(request))
+    result = chunks[-1].result
+    assert result is not None
+    assert "".join(chunk.text for chunk in chunks) == result.text
+    assert [event.rewound_to for event in result.guard_events] == [8 * (look - 1)]
 
 
 def test_a_text_that_is_well_is_left_alone() -> None:

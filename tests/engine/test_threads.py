@@ -144,7 +144,7 @@ def test_a_request_whose_memory_cannot_be_had_fails_and_hangs_nobody(monkeypatch
     engine = make_engine(model)
     other, original = Thread(lambda: None), Runner.new_cache
 
-    def no_memory(runner: Runner, rows: int) -> Any:
+    def no_memory(runner: Runner) -> Any:
         monkeypatch.setattr(Runner, "new_cache", original)
         raise MemoryError("no memory")
 

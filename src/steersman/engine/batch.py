@@ -137,7 +137,7 @@ class DecodeBatch(_Steered):
             return []
         device = self.runner.model.device
         rows = self.sequences * _MIN_ROWS if len(self.sequences) < _MIN_ROWS else self.sequences
-        ids = torch.tensor([[sequence.written[-1]] for sequence in rows], device=device)
+        ids = torch.tensor([[sequence.last_token] for sequence in rows], device=device)
         positions = torch.tensor([[sequence.length] for sequence in rows], device=device)
         logits = self._pass(self.cache, ids, positions, torch.ones_like(ids, dtype=torch.bool), torch.zeros_like(ids))
         going = [(row, sequence) for row, sequence in enumerate(self.sequences) if not sequence.is_done]

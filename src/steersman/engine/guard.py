@@ -22,7 +22,9 @@ class Guard:
     """What to watch for, and what to do."""
 
     mode: Mode = "off"
-    """`warn`: only note it; `soften`: lower the strength, again if need be; `stop`: end the answer."""
+    """`warn`: only note it; `stop`: end the answer; `soften`: lower the strength, write again from where it was last good.
+
+    What is written again is never streamed: with `soften`, a stream is up to `every_tokens` behind."""
     every_tokens: int = 8
     """Look after this many written tokens."""
     window_tokens: int = 32
@@ -65,6 +67,8 @@ class GuardEvent:
     limit: float
     strength: float
     """Factor on the recipe's strengths from here on."""
+    rewound_to: int | None = None
+    """How many tokens were kept, where the rest is written again; a loop, once written, would go on by itself."""
 
 
 def repetition(token_ids: Sequence[int]) -> float:

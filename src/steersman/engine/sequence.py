@@ -64,6 +64,9 @@ class RunningSequence:
         self._text = TextStream(model.decode, self.prompt_ids, request.sampling.stop)
         self._decoded = 0
         self._taken = 0
+        self._may_rewind = request.guard.mode == "soften"
+        self._good_tokens = 0
+        self._good_latches: Latches = {}
 
     @property
     def is_done(self) -> bool:
@@ -72,8 +75,13 @@ class RunningSequence:
 
     @property
     def has_news(self) -> bool:
-        """Whether tokens were written since the last `take`."""
-        return len(self.written) > self._taken
+        """Whether tokens were settled since the last `take`."""
+        return self._settled > self._taken
+
+    @property
+    def _settled(self) -> int:
+        """Tokens that will not be written again."""
+        return self._good_tokens if self._may_rewind and not self.is_done else len(self.written)
 
     @property
     def recipe(self) -> Recipe | None:
@@ -92,8 +100,13 @@ class RunningSequence:
 
     @property
     def length(self) -> int:
-        """Tokens whose keys and values are in the cache: all but the one written last."""
-        return len(self.prompt_ids) + max(len(self.written) - 1, 0)
+        """Tokens whose keys and values are in the cache: all but the last, which is read next."""
+        return len(self.prompt_ids) + len(self.written) - 1
+
+    @property
+    def last_token(self) -> int:
+        """What is read next: the token written last, or the prompt's last when the answer begins anew."""
+        return self.written[-1] if self.written else self.prompt_ids[-1]
 
     def accept(self, logits: Float[Tensor, " vocab"]) -> None:
         """Choose the next token from the model's logits, and finish when it is the last."""
@@ -114,24 +127,39 @@ class RunningSequence:
         if self.request.logprobs is not None:
             self.logprobs.append(logprob_of(logits, token, self.request.logprobs))
         self.written.append(token)
-        if self._streams or sampling.stop:
-            self._decode()
-        if token in self._eos or self._text.is_stopped:
+        if token in self._eos:
             self.finish_reason = "stop"
         elif len(self.written) >= self.max_tokens:
             self.finish_reason = "length"
+        self._look_for_stop()
 
     def watch(self, mean_logprob: float | None) -> None:
         """Let the guard look, and do what it says."""
         event = guard.judge(self.request.guard, self.written, mean_logprob, self.strength)
-        if event is None or self.is_done:
-            return
-        if abs(event.strength) < 0.1 * abs(self.request.strength):
-            event = dataclasses.replace(event, strength=0.0)
-        self.events.append(event)
-        self.strength = event.strength
-        if self.request.guard.mode == "stop":
-            self.finish_reason = "guard"
+        with self._lock:
+            if self.is_done:
+                return
+            if event is None or (self._may_rewind and self.strength == 0.0):  # Nothing is left to lower.
+                self._good_tokens, self._good_latches = len(self.written), dict(self.latches)
+                self._look_for_stop()
+                return
+            if abs(event.strength) < 0.1 * abs(self.request.strength):
+                event = dataclasses.replace(event, strength=0.0)
+            if self._may_rewind:
+                event = dataclasses.replace(event, rewound_to=self._good_tokens)
+                self._rewind()
+            self.events.append(event)
+            self.strength = event.strength
+            if self.request.guard.mode == "stop":
+                self.finish_reason = "guard"
+
+    def _rewind(self) -> None:
+        """Forget what was written since the text was last good. Its keys and values are simply written over."""
+        del self.written[self._good_tokens :]
+        del self.logprobs[self._good_tokens :]
+        self.latches.clear()
+        self.latches.update(self._good_latches)
+        self.shadow_tokens = min(self.shadow_tokens, len(self.prompt_ids) + self._good_tokens)
 
     def cancel(self) -> None:
         """End where it stands; does nothing when it is done."""
@@ -148,7 +176,7 @@ class RunningSequence:
     def take(self) -> Chunk:
         """Text that was not taken before; with the result once it is done."""
         with self._lock:
-            self._taken = len(self.written)
+            self._taken = self._settled
             if self.finish_reason is None:
                 return Chunk(self._text.take())
             result = self.result()
@@ -170,8 +198,15 @@ class RunningSequence:
             logprobs=tuple(self.logprobs),
         )
 
+    def _look_for_stop(self) -> None:
+        """Decode what is settled, where somebody reads it or a stop string may be in it."""
+        if self._streams or self.request.sampling.stop:
+            self._decode()
+            if self._text.is_stopped:
+                self.finish_reason = "stop"
+
     def _decode(self, *, last: bool = False) -> None:
-        fresh: Sequence[int] = self.written[self._decoded :]
+        fresh: Sequence[int] = self.written[self._decoded : self._settled]
         if fresh or last:
             self._text.push(fresh, last=last)
-            self._decoded = len(self.written)
+            self._decoded = max(self._decoded, self._settled)
