@@ -8,9 +8,10 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from steersman.models.language_model import ModelRef
+from steersman.sae.config import SaeRef
 from steersman.steering.condition import Above, AllOf, AnyOf, Condition, Not, Since, TokenIs
 from steersman.steering.edits import Ablate, Add, Clamp, Edit, FeatureWeight, Rotate, Scale
-from steersman.steering.recipe import Recipe, SaeRef
+from steersman.steering.recipe import Recipe
 from steersman.steering.target import Direction, Latent, Target
 from steersman.steering.vector import Vector
 from steersman.steering.where import Constant, Decay, Ramp, Schedule, Where

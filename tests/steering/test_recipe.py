@@ -16,9 +16,10 @@ from tests.tiny import D_MODEL, N_LAYERS, tiny_model
 
 from steersman.errors import RecipeError, RecipeMismatch
 from steersman.models.language_model import LanguageModel, ModelRef
+from steersman.sae.config import SaeRef
 from steersman.steering.condition import Above, TokenIs
 from steersman.steering.edits import Ablate, Add, Clamp
-from steersman.steering.recipe import Recipe, SaeRef, combine
+from steersman.steering.recipe import Recipe, combine
 from steersman.steering.target import Direction
 from steersman.steering.vector import Vector
 

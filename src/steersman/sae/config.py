@@ -64,3 +64,14 @@ class SaeConfig:
             raise SaeError(f"input_scale must be finite and above 0, not {self.input_scale}")
         if self.input_scale != 1.0 and self.normalise != "expected_norm":
             raise SaeError(f"input_scale belongs to normalise='expected_norm', not to {self.normalise!r}")
+
+
+@fact
+class SaeRef:
+    """Which sparse autoencoder the features of a recipe or an index belong to."""
+
+    id: str
+    """Its name in the library, or whatever people call it."""
+    layer: int
+    weights_hash: str
+    """`SparseAutoencoder.weights_hash`."""

@@ -74,22 +74,7 @@ def load_sae(folder: Path, *, device: torch.device | str = "cpu") -> SparseAutoe
         SaeError: no such folder, not an SAE of ours, unknown fields, or weights that are missing, damaged, of another
             shape, or NaN.
     """
-    if folder.suffix in _PICKLES and folder.is_file():
-        raise SaeError(f"{folder} is a pickle, not an SAE of ours; convert it first: steersman sae import")
-    facts = read_json(folder / CONFIG_FILE)
-    section = facts.get(_SECTION)
-    if not isinstance(section, dict):
-        raise SaeError(f"{folder} holds an SAE that steersman did not write; convert it first: steersman sae import")
-    if section.get("format") != FORMAT:
-        raise SaeError(
-            f"{folder} is not of SAE format {FORMAT} (it says {section.get('format')!r}); is steersman up to date?"
-        )
-    try:
-        config = _adapter().validate_python(section.get("config"))
-    except ValidationError as error:
-        raise SaeError(f"{folder / CONFIG_FILE}: {_explain(error)}") from error
-    except SaeError as error:
-        raise SaeError(f"{folder / CONFIG_FILE}: {error}") from error
+    section, config = _facts(folder)
     path = folder / WEIGHTS_FILE
     if path.is_file() and sha256_file(path) != section.get("weights_sha256"):
         raise SaeError(f"{path} is damaged, or of another SAE than the {CONFIG_FILE} beside it; restore both files")
@@ -104,6 +89,15 @@ def load_sae(folder: Path, *, device: torch.device | str = "cpu") -> SparseAutoe
         return SparseAutoencoder(config, **tensors)
     except SaeError as error:
         raise SaeError(f"{path}: {error}") from error
+
+
+def read_config(folder: Path) -> SaeConfig:
+    """What the SAE in a folder is, without reading its weights.
+
+    Raises:
+        SaeError: as `load_sae`, weights aside.
+    """
+    return _facts(folder)[1]
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -138,6 +132,27 @@ def read_weights(path: Path, device: torch.device | str = "cpu") -> dict[str, Te
     except OSError as error:
         raise SaeError(f"cannot read {path}: {error.strerror or error}") from error
     return tensors
+
+
+def _facts(folder: Path) -> tuple[dict[str, Any], SaeConfig]:
+    """Our section of `cfg.json`, and the config in it."""
+    if folder.suffix in _PICKLES and folder.is_file():
+        raise SaeError(f"{folder} is a pickle, not an SAE of ours; convert it first: steersman sae import")
+    facts = read_json(folder / CONFIG_FILE)
+    section = facts.get(_SECTION)
+    if not isinstance(section, dict):
+        raise SaeError(f"{folder} holds an SAE that steersman did not write; convert it first: steersman sae import")
+    if section.get("format") != FORMAT:
+        raise SaeError(
+            f"{folder} is not of SAE format {FORMAT} (it says {section.get('format')!r}); is steersman up to date?"
+        )
+    try:
+        config = _adapter().validate_python(section.get("config"))
+    except ValidationError as error:
+        raise SaeError(f"{folder / CONFIG_FILE}: {_explain(error)}") from error
+    except SaeError as error:
+        raise SaeError(f"{folder / CONFIG_FILE}: {error}") from error
+    return section, config
 
 
 def _narrowed(sae: SparseAutoencoder, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from steersman.errors import SaeError
 from steersman.models.language_model import ModelRef
-from steersman.sae.config import WITH_THRESHOLD, SaeConfig
+from steersman.sae.config import WITH_THRESHOLD, SaeConfig, SaeRef
 
 
 class SaeWeights:
@@ -91,6 +91,10 @@ class SaeWeights:
             digest.update(f"{name}{tuple(tensor.shape)}".encode())
             digest.update(tensor.cpu().numpy().astype("<f4", copy=False).data)
         return digest.hexdigest()
+
+    def ref(self, name: str) -> SaeRef:
+        """What recipes and indexes call this SAE by."""
+        return SaeRef(id=name, layer=self.config.layer, weights_hash=self.weights_hash)
 
     def check_fits(self, model: ModelRef, layer: int | None = None) -> None:
         """Refuse a model that the SAE is known not to belong to, or a layer that it does not read.

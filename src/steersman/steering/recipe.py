@@ -12,17 +12,9 @@ from pydantic import JsonValue
 from steersman.errors import RecipeError, RecipeMismatch
 from steersman.facts import fact
 from steersman.models.language_model import LanguageModel, ModelRef
+from steersman.sae.config import SaeRef
 from steersman.steering.condition import Condition, leaves
 from steersman.steering.edits import Edit, scaled, width
-
-
-@fact
-class SaeRef:
-    """Which sparse autoencoder a recipe's features belong to."""
-
-    id: str
-    layer: int
-    weights_hash: str
 
 
 @fact
