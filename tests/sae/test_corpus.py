@@ -98,7 +98,7 @@ def test_the_contents_are_in_the_hash(files: list[Path]) -> None:
     ("arguments", "said"),
     [
         ({"mix": {"chta": 1.0}}, "did you mean 'chat'"),
-        ({"mix": {"poems": 1.0}}, r"no text for 'poems' \(kinds: web, chat\)"),
+        ({"mix": {"poems": 1.0}}, r"no text for 'poems' \(kinds and sources: web, chat\)"),
         ({"mix": {"web": 0.0}}, "above 0"),
         ({"mix": {"web": float("nan")}}, "above 0"),
         ({"mix": {}}, "empty"),

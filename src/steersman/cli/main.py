@@ -12,7 +12,7 @@ import sys
 
 import typer
 
-from steersman.cli import export, fit, generate, models
+from steersman.cli import export, fit, generate, models, sae
 from steersman.errors import SteersmanError
 from steersman.version import __version__
 
@@ -30,6 +30,7 @@ app.command("generate")(generate.generate)
 app.add_typer(fit.app, name="fit")
 app.command("export")(export.export)
 app.add_typer(models.app, name="models")
+app.add_typer(sae.app, name="sae")
 
 
 def _version(wanted: bool) -> None:

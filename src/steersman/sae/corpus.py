@@ -96,9 +96,9 @@ def open_corpus(
     """Look through all files once: check every row, count what each entry of the mix has.
 
     Args:
-        files: `.jsonl`, `.jsonl.gz` (rows with `text` or `messages`, perhaps `kind`), `.txt`, `.txt.gz`.
-        mix: share of the characters drawn, by the `kind` of a row or by a glob of the file's name or path. Rows that fit no
-            entry are left out, a row that fits two is an error. None takes everything as it comes.
+        files: `.jsonl`, `.jsonl.gz` (rows with `text` or `messages`, perhaps `kind` and `source`), `.txt`, `.txt.gz`.
+        mix: share of the characters drawn, by the `kind` or `source` of a row or by a glob of the file's name or path. Rows that
+            fit no entry are left out, a row that fits two is an error. None takes everything as it comes.
         seed: of the shuffle.
         held_out: share of the rows kept out of training, chosen by content, the same for every seed.
 
@@ -122,7 +122,7 @@ def open_corpus(
     for path in files:
         for row in read_rows(path):
             digest.update(row.digest)
-            seen[row.kind] = None
+            seen |= {row.kind: None, row.source: None}
             names = [name for name in weights if _belongs(row, name)]
             if len(names) > 1:
                 raise DataError(
@@ -136,13 +136,13 @@ def open_corpus(
     for group in groups:
         if not group.n_rows:
             known = [*filter(None, seen), *(path.name for path in files)]
-            hint = did_you_mean(group.name, known) or f" (kinds: {', '.join(filter(None, seen)) or 'none'})"
+            hint = did_you_mean(group.name, known) or f" (kinds and sources: {', '.join(filter(None, seen)) or 'none'})"
             raise DataError(f"there is no text for {group.name!r}{hint}")
     return Corpus(groups, seed, held_out, digest.hexdigest())
 
 
 def _belongs(row: Row, name: str) -> bool:
-    return name in (EVERYTHING, row.kind) or fnmatch(row.path.name, name) or fnmatch(str(row.path), name)
+    return name in (EVERYTHING, row.kind, row.source) or fnmatch(row.path.name, name) or fnmatch(str(row.path), name)
 
 
 def _is_held_out(row: Row, share: float) -> bool:

@@ -48,11 +48,10 @@ def save_sae(sae: SparseAutoencoder, folder: Path, *, store_dtype: StoreDtype = 
         SaeError: a weight is too large for `store_dtype`.
         StorageError: the disk refused.
     """
-    if store_dtype not in _DTYPES:
-        raise SaeError(f"unknown store_dtype {store_dtype!r}; use one of {', '.join(_DTYPES)}")
+    dtype = _dtype(store_dtype)
     if sae.config.normalise == "expected_norm":
         sae = sae.fold_normalisation()
-    tensors = _narrowed(sae, _DTYPES[store_dtype])
+    tensors = _narrowed(sae, dtype)
     weights, config = folder / WEIGHTS_FILE, folder / CONFIG_FILE
     # Both are written before either is renamed: an SAE that was there before stays whole until the new one is.
     with replacing(weights) as new_weights, replacing(config) as new_config:
@@ -89,6 +88,17 @@ def load_sae(folder: Path, *, device: torch.device | str = "cpu") -> SparseAutoe
         return SparseAutoencoder(config, **tensors)
     except SaeError as error:
         raise SaeError(f"{path}: {error}") from error
+
+
+def as_stored(sae: SparseAutoencoder, store_dtype: StoreDtype) -> SparseAutoencoder:
+    """What `load_sae` would give after `save_sae`: rounded weights are other weights, to be measured as such.
+
+    Raises:
+        SaeError: a weight is too large for `store_dtype`.
+    """
+    if sae.config.normalise == "expected_norm":
+        sae = sae.fold_normalisation()
+    return SparseAutoencoder(sae.config, **_narrowed(sae, _dtype(store_dtype)))
 
 
 def read_config(folder: Path) -> SaeConfig:
@@ -153,6 +163,12 @@ def _facts(folder: Path) -> tuple[dict[str, Any], SaeConfig]:
     except SaeError as error:
         raise SaeError(f"{folder / CONFIG_FILE}: {error}") from error
     return section, config
+
+
+def _dtype(store_dtype: str) -> torch.dtype:
+    if store_dtype not in _DTYPES:
+        raise SaeError(f"unknown store_dtype {store_dtype!r}; use one of {', '.join(_DTYPES)}")
+    return _DTYPES[store_dtype]
 
 
 def _narrowed(sae: SparseAutoencoder, dtype: torch.dtype) -> dict[str, Tensor]:

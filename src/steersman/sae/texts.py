@@ -28,6 +28,8 @@ class Row:
     content: Prompt
     kind: str
     """What the row itself says it is (`kind`), or nothing."""
+    source: str
+    """Where the row itself says it is from (`source`), or nothing."""
     path: Path
     line: int
     digest: bytes
@@ -48,7 +50,7 @@ def read_rows(path: Path) -> Iterator[Row]:
     for line, item in _passages(path) if name.endswith(".txt") else _objects(path):
         try:
             content = item if isinstance(item, str) else _content(item)
-            kind = "" if isinstance(item, str) else str(item.get("kind") or "")
+            kind, source = ("" if isinstance(item, str) else str(item.get(key) or "") for key in ("kind", "source"))
             texts = [content] if isinstance(content, str) else [message["content"] for message in content]
             if not any(text.strip() for text in texts):
                 continue
@@ -58,7 +60,7 @@ def read_rows(path: Path) -> Iterator[Row]:
         except DataError as error:
             raise DataError(f"{path}, line {line}: {error}") from error
         digest = hashlib.blake2b(written, digest_size=8).digest()
-        yield Row(content, kind, path, line, digest, sum(map(len, texts)))
+        yield Row(content, kind, source, path, line, digest, sum(map(len, texts)))
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:

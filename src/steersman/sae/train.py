@@ -1,7 +1,7 @@
 """From texts to a trained autoencoder: collect, train, measure. Each part goes on where an interrupt left it.
 
-The folder holds `train` and `held_out` (activations) and `checkpoint`. With the same machine, library versions and number of
-threads, an interrupted training ends with the same weights, bit for bit, as one that was not interrupted.
+The folder holds `train`, `held_out` and `on_policy` (activations), `on_policy.jsonl` and `checkpoint`. With the same machine,
+library versions and number of threads, an interrupted training ends with the same weights, bit for bit, as one that was not.
 """
 
 from __future__ import annotations
@@ -21,9 +21,11 @@ from steersman.models.language_model import LanguageModel
 from steersman.sae.activations import CollectProgress, CollectSettings, collect
 from steersman.sae.batches import ShuffledBatches
 from steersman.sae.checkpoint import CurvePoint, DataFacts, load_checkpoint, save_checkpoint
-from steersman.sae.corpus import Corpus, pack
+from steersman.sae.corpus import Corpus, open_corpus, pack
+from steersman.sae.file import StoreDtype, as_stored
 from steersman.sae.metrics import Prediction, Reconstruction, prediction, reconstruction
 from steersman.sae.model import SparseAutoencoder
+from steersman.sae.on_policy import Answer, OnPolicyProgress, OnPolicySettings, write_chats
 from steersman.sae.shards import ActivationStore
 from steersman.sae.trainer import Trainer, TrainSettings
 
@@ -47,6 +49,9 @@ class TrainProgress:
     """Since this run began."""
 
 
+AnyProgress = CollectProgress | OnPolicyProgress | TrainProgress
+
+
 @fact
 class Quality:
     """What was measured on held-out text."""
@@ -64,6 +69,10 @@ class TrainedSae:
     """What training showed, from the first step to the last."""
     quality: Quality | None = None
     """None where no text was held out, or it has not been measured."""
+    collected_tokens: int = 0
+    """Different tokens that it was trained on."""
+    on_policy_tokens: int = 0
+    """Of those, read from chats that the model answered itself."""
 
 
 def train_sae(
@@ -74,7 +83,9 @@ def train_sae(
     collecting: CollectSettings,
     settings: TrainSettings,
     held_out_tokens: int = 100_000,
-    progress: Callable[[CollectProgress | TrainProgress], None] | None = None,
+    on_policy: tuple[OnPolicySettings, Answer] | None = None,
+    store_dtype: StoreDtype = "float32",
+    progress: Callable[[AnyProgress], None] | None = None,
 ) -> TrainedSae:
     """Collect activations of `corpus`, train on them, and measure the result on the held-out texts.
 
@@ -85,6 +96,8 @@ def train_sae(
         collecting: the layer, and how many tokens are kept on disk.
         settings: of the training.
         held_out_tokens: how much is measured on; cross-entropy on a fifth of it.
+        on_policy: let the model answer prompts of the corpus, and train on those chats too.
+        store_dtype: what the result will be kept in; it is rounded to that before it is measured.
         progress: called every few seconds.
 
     Raises:
@@ -96,11 +109,38 @@ def train_sae(
     has_held_out = any(group.held_out_chars for group in corpus.groups)
     if has_held_out:
         measured = collect(model, corpus, folder / "held_out", held_out, held_out=True, progress=progress)
-    store = collect(model, corpus, folder / "train", collecting, progress=progress)
-    trained = fit((store,), folder / "checkpoint", settings, device=model.device, progress=progress)
+    stores = [collect(model, corpus, folder / "train", collecting, progress=progress)]
+    if on_policy is not None:
+        stores.append(_collect_on_policy(model, corpus, folder, collecting, *on_policy, progress=progress))
+    trained = fit(stores, folder / "checkpoint", settings, device=model.device, progress=progress)
+    trained = replace(
+        trained,
+        sae=as_stored(trained.sae, store_dtype).to(model.device),
+        collected_tokens=sum(store.tokens for store in stores),
+        on_policy_tokens=sum(store.tokens for store in stores[1:]),
+    )
     if not has_held_out or not measured.tokens:
         return trained
     return replace(trained, quality=measure(model, trained.sae, corpus, measured, held_out_tokens // 5))
+
+
+def _collect_on_policy(
+    model: LanguageModel,
+    corpus: Corpus,
+    folder: Path,
+    collecting: CollectSettings,
+    settings: OnPolicySettings,
+    answer: Answer,
+    progress: Callable[[AnyProgress], None] | None,
+) -> ActivationStore:
+    """Write chats, and read the residual stream of all of them."""
+    path = folder / "on_policy.jsonl"
+    write_chats(model, corpus, path, answer, settings, progress)
+    chats = open_corpus([path], seed=corpus.seed, held_out=0.0)
+    everything = sum(
+        len(piece.ids) - piece.skip for piece in pack(model, chats.rows(), context_tokens=collecting.context_tokens)
+    )
+    return collect(model, chats, folder / "on_policy", replace(collecting, tokens=everything), progress=progress)
 
 
 def fit(
@@ -171,17 +211,27 @@ def measure(
     corpus: Corpus,
     store: ActivationStore,
     prediction_tokens: int = 20_000,
+    *,
+    held_out: bool = True,
 ) -> Quality:
-    """Measure an SAE on held-out text: reconstruction on all of `store`, cross-entropy on some of the same texts.
+    """Measure an SAE: reconstruction on all of `store`, cross-entropy on some of the same texts.
+
+    Args:
+        model: the model that the SAE is for.
+        sae: what is measured.
+        corpus: the texts that `store` was collected from.
+        store: activations.
+        prediction_tokens: how much is predicted.
+        held_out: whether the store is of the corpus's held-out side.
 
     Raises:
-        DataError: no text is held out.
+        DataError: there is no text.
         SaeError: the SAE belongs to another model.
     """
     shards = (store.read(number) for number in range(len(store.index.shards)))
     sequences: list[tuple[int, ...]] = []
     tokens = 0
-    for piece in pack(model, corpus.rows(held_out=True), context_tokens=store.index.context_tokens):
+    for piece in pack(model, corpus.rows(held_out=held_out), context_tokens=store.index.context_tokens):
         sequences.append(piece.ids)
         tokens += len(piece.ids)
         if tokens >= prediction_tokens:
