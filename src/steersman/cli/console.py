@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from steersman.models.language_model import LanguageModel
     from steersman.models.residuals import ModelProfile
+    from steersman.models.sentence_encoder import SentenceEncoder
+    from steersman.steering.pairs import Pair
     from steersman.steering.recipe import Recipe
 
 ModelOption = Annotated[
@@ -38,6 +40,14 @@ def load(name: str, device: str | None, dtype: str | None) -> LanguageModel:
         return load_model(name, device=device, dtype=dtype, progress=report)
 
 
+def load_encoder(name: str = "default") -> SentenceEncoder:
+    """The sentence encoder, fetched with a progress bar on a terminal when it is not here yet."""
+    from steersman.models.sentence_encoder import load_encoder as load_it
+
+    with progress(f"fetching the sentence encoder {name}") as report, status("loading the sentence encoder"):
+        return load_it(name, progress=report)
+
+
 def profile(model: LanguageModel) -> ModelProfile:
     """The model's profile, measured the first time."""
     from steersman.models.residuals import load_profile
@@ -53,6 +63,15 @@ def load_recipes(paths: list[Path]) -> Recipe | None:
     from steersman.steering.recipe_file import load_recipe
 
     return combine([load_recipe(path) for path in paths]) if paths else None
+
+
+def read_pairs(name: str) -> list[Pair]:
+    """Pairs of a file, or of a shipped set by its name."""
+    from steersman.steering.pairs import load_named, load_pairs
+
+    # A bare word that is no file means a shipped set; a misspelt one is told which there are.
+    is_named = not Path(name).exists() and Path(name).name == name and "." not in name
+    return load_named(name) if is_named else load_pairs(Path(name))
 
 
 def print_json(value: Any) -> None:

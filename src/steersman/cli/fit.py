@@ -16,6 +16,7 @@ from steersman.cli.console import (
     load,
     print_json,
     profile,
+    read_pairs,
     refuse_overwrite,
 )
 
@@ -134,14 +135,11 @@ def _fit(
     force: bool,
     as_json: bool,
 ) -> None:
-    from steersman.steering.pairs import load_named, load_pairs
     from steersman.steering.recipe_file import save_recipe, tensor_path
 
     for path in (out, tensor_path(out)):
         refuse_overwrite(path, force)
-    # A bare word that is no file means a shipped set; a misspelt one is told which there are.
-    is_named = not Path(pairs).exists() and Path(pairs).name == pairs and "." not in pairs
-    examples = load_named(pairs) if is_named else load_pairs(Path(pairs))
+    examples = read_pairs(pairs)
     model = load(*model_options)
     chosen = layers or [default_layer(model.n_layers)]
     recipe = fitting(model, examples, profile(model), chosen, name or Path(pairs).stem)

@@ -12,7 +12,7 @@ import sys
 
 import typer
 
-from steersman.cli import export, fit, generate, models, sae
+from steersman.cli import export, features, fit, generate, models, sae
 from steersman.errors import SteersmanError
 from steersman.version import __version__
 
@@ -31,6 +31,7 @@ app.add_typer(fit.app, name="fit")
 app.command("export")(export.export)
 app.add_typer(models.app, name="models")
 app.add_typer(sae.app, name="sae")
+app.add_typer(features.app, name="features")
 
 
 def _version(wanted: bool) -> None:
