@@ -25,9 +25,14 @@ if TYPE_CHECKING:
     from steersman.models.language_model import LanguageModel, Message, ModelRef, chat
     from steersman.models.load import load_model
     from steersman.models.residuals import ModelProfile, load_profile, read_residuals
+    from steersman.sae.config import SaeConfig, SaeRef
+    from steersman.sae.file import load_sae, save_sae
+    from steersman.sae.library import find_sae
+    from steersman.sae.model import SparseAutoencoder
     from steersman.steering.condition import Above, AllOf, AnyOf, Not, Since, TokenIs
-    from steersman.steering.edits import Ablate, Add, Clamp, Rotate, Scale
+    from steersman.steering.edits import Ablate, Add, Clamp, Rotate, Scale, Swap, Weight
     from steersman.steering.export import from_gguf, from_safetensors, to_gguf, to_safetensors
+    from steersman.steering.features import add_features, feature_vector, latent
     from steersman.steering.methods import METHODS
     from steersman.steering.pairs import Pair, load_named, load_pairs
     from steersman.steering.recipe import Recipe, combine
@@ -43,9 +48,14 @@ _HOMES = {
     "models.language_model": ("LanguageModel", "Message", "ModelRef", "chat"),
     "models.load": ("load_model",),
     "models.residuals": ("ModelProfile", "load_profile", "read_residuals"),
+    "sae.config": ("SaeConfig", "SaeRef"),
+    "sae.file": ("load_sae", "save_sae"),
+    "sae.library": ("find_sae",),
+    "sae.model": ("SparseAutoencoder",),
     "steering.condition": ("Above", "AllOf", "AnyOf", "Not", "Since", "TokenIs"),
-    "steering.edits": ("Ablate", "Add", "Clamp", "Rotate", "Scale"),
+    "steering.edits": ("Ablate", "Add", "Clamp", "Rotate", "Scale", "Swap", "Weight"),
     "steering.export": ("from_gguf", "from_safetensors", "to_gguf", "to_safetensors"),
+    "steering.features": ("add_features", "feature_vector", "latent"),
     "steering.methods": ("METHODS",),
     "steering.pairs": ("Pair", "load_named", "load_pairs"),
     "steering.recipe": ("Recipe", "combine"),
@@ -84,26 +94,37 @@ __all__ = [
     "Request",
     "Result",
     "Rotate",
+    "SaeConfig",
+    "SaeRef",
     "Sampling",
     "Scale",
     "Since",
+    "SparseAutoencoder",
     "SteersmanError",
+    "Swap",
     "Ticket",
     "TokenIs",
     "Vector",
+    "Weight",
     "Where",
     "__version__",
+    "add_features",
     "chat",
     "combine",
+    "feature_vector",
+    "find_sae",
     "from_gguf",
     "from_safetensors",
+    "latent",
     "load_model",
     "load_named",
     "load_pairs",
     "load_profile",
     "load_recipe",
+    "load_sae",
     "read_residuals",
     "save_recipe",
+    "save_sae",
     "to_gguf",
     "to_safetensors",
 ]

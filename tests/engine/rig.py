@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import pytest
 import torch
@@ -15,11 +16,13 @@ from torch import Tensor
 
 from steersman.engine import sequence
 from steersman.engine.engine import Engine, EngineLimits
-from steersman.engine.request import Request, Sampling
+from steersman.engine.guard import Guard
+from steersman.engine.request import Request, Result, Sampling
 from steersman.engine.runner import Runner
 from steersman.models.blocks import editing
 from steersman.models.language_model import LanguageModel
 from steersman.models.residuals import ModelProfile
+from steersman.sae.model import SparseAutoencoder
 from steersman.steering.condition import Above, AllOf, AnyOf, Condition, Not, Since, TokenIs
 from steersman.steering.edits import Ablate, Add, Clamp, Edit, Rotate, Scale
 from steersman.steering.plan import BatchPlan, TokenBatch
@@ -49,6 +52,21 @@ def ask(prompt: Any, recipe: Recipe | None = None, tokens: int = 8, **settings: 
     ours = {name: settings.pop(name) for name in ("strength", "guard", "logprobs") if name in settings}
     sampling = Sampling(**{"max_tokens": tokens, "ignore_eos": True, "seed": 0, **settings})
     return Request(prompt=prompt, recipe=recipe, sampling=sampling, **{"logprobs": 0, **ours})
+
+
+ALWAYS = -1e-9
+"""No text is likelier than this, so that the guard always has something to say."""
+
+
+def watching(mode: str, **fields: Any) -> Guard:
+    """A guard that minds only how likely the text is, unless told otherwise."""
+    return Guard(
+        **{"mode": mode, "every_tokens": 4, "window_tokens": 6, "max_repetition": 1.0, "min_logprob": ALWAYS, **fields}
+    )
+
+
+def answer(request: Request, model: LanguageModel | None = None) -> Result:
+    return make_engine(model or model_of("llama")).generate([request])[0]
 
 
 def vector(seed: int, width: int = D_MODEL) -> Vector:
@@ -135,7 +153,9 @@ def prompts(count: int, longest: int = 40) -> list[str]:
 
 
 @torch.no_grad()
-def without_cache(model: LanguageModel, request: Request) -> tuple[list[int], list[float], str]:
+def without_cache(
+    model: LanguageModel, request: Request, saes: Mapping[str, SparseAutoencoder] | None = None
+) -> tuple[list[int], list[float], str]:
     """Greedy tokens, their log-probabilities and why it ended: every token from a full forward pass over the whole sequence."""
     prompt = model.encode(request.prompt)
     ids, logprobs = list(prompt), []
@@ -147,7 +167,7 @@ def without_cache(model: LanguageModel, request: Request) -> tuple[list[int], li
             valid=torch.ones(1, len(ids), dtype=torch.bool),
             gains=torch.tensor([request.strength]),
         )
-        bound = BatchPlan([request.recipe], NORMS, torch.device("cpu")).bind(batch, [{}])
+        bound = BatchPlan([request.recipe], NORMS, torch.device("cpu"), saes).bind(batch, [{}])
         with editing(model.blocks, bound.hooks):
             logits: Tensor = model.hf(input_ids=batch.token_ids, use_cache=False).logits[0, -1].float()
         if bound.commit():
@@ -155,6 +175,17 @@ def without_cache(model: LanguageModel, request: Request) -> tuple[list[int], li
         ids.append(int(logits.argmax()))
         logprobs.append(float(logits.log_softmax(-1)[ids[-1]]))
     return ids[len(prompt) :], logprobs, "length"
+
+
+def bits(result: Result) -> list[tuple[int, float]]:
+    """The tokens of an answer and their log-probabilities."""
+    return [(item.token_id, item.logprob) for item in result.logprobs]
+
+
+def differs_from(one: Result, other: Result) -> int:
+    """Index of the first token that one answer finds more or less likely than the other, if only by a bit."""
+    pairs = zip(bits(one), bits(other), strict=False)
+    return next((index for index, (mine, its) in enumerate(pairs) if mine != its), len(one.logprobs))
 
 
 def hooks_of(model: LanguageModel) -> int:
@@ -204,12 +235,13 @@ class Passes:
 def dictate(monkeypatch: pytest.MonkeyPatch, model: LanguageModel, text: str, *, end: bool = True) -> list[int]:
     """Make every answer be `text` (and the end token), whatever the model thinks; returns the tokens."""
     script = [*model.encode(text), *([2] if end else [])]
-    counts: dict[int, int] = {}
+    # Not by identity: that of an answer which is over may be given to a new one.
+    counts: WeakKeyDictionary[sequence.RunningSequence, int] = WeakKeyDictionary()
     original = sequence.RunningSequence.accept
 
     def accept(running: sequence.RunningSequence, logits: Tensor) -> None:
-        at = counts.get(id(running), 0)
-        counts[id(running)] = at + 1
+        at = counts.get(running, 0)
+        counts[running] = at + 1
         chosen = torch.full_like(logits, -100.0)
         chosen[script[at % len(script)]] = 100.0
         original(running, chosen)

@@ -64,6 +64,7 @@ def test_settings_that_make_no_sense_are_refused_by_name(field: str, values: lis
         ("min_logprob", -INF),
         ("min_logprob", NAN),
         ("soften_by", 1.0),
+        ("soften_by", 0.96),
         ("soften_by", -0.1),
         ("soften_by", NAN),
     ],

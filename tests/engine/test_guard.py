@@ -3,35 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.engine.rig import Passes, ask, dictate, make_engine, model_of, prompts, push, without_cache
+from tests.engine.rig import ALWAYS, Passes, answer, ask, dictate, make_engine, model_of, prompts, push, watching
 
 from steersman.engine.guard import Guard, GuardEvent, judge, repetition
-from steersman.engine.request import Request, Result
-from steersman.models.language_model import LanguageModel
-from steersman.steering.condition import TokenIs
-from steersman.steering.recipe import Recipe
-from steersman.steering.where import Where
-
-ALWAYS = -1e-9
-"""No text is likelier than this, so that the guard always has something to say."""
-
-
-def watching(mode: str, **fields: Any) -> Guard:
-    """A guard that minds only how likely the text is, unless told otherwise."""
-    return Guard(
-        **{"mode": mode, "every_tokens": 4, "window_tokens": 6, "max_repetition": 1.0, "min_logprob": ALWAYS, **fields}
-    )
-
-
-def answer(request: Request, model: LanguageModel | None = None) -> Result:
-    return make_engine(model or model_of("llama")).generate([request])[0]
-
 
 # --- measures
 
@@ -127,54 +106,6 @@ def test_soften_lowers_the_strength_each_time_and_at_last_to_nothing() -> None:
     assert len(result.token_ids) == 40
 
 
-def bad_at(monkeypatch: pytest.MonkeyPatch, look: int) -> None:
-    """Let the guard find the text bad at one of its looks (the first is 1), and at no other."""
-    looks = []
-
-    def judged(guard: Guard, written: list[int], mean_logprob: float | None, strength: float) -> GuardEvent | None:
-        looks.append(len(written))
-        return GuardEvent(len(written), "unlikely", -9.0, -3.0, 0.5 * strength) if len(looks) == look else None
-
-    monkeypatch.setattr("steersman.engine.guard.judge", judged)
-
-
-@pytest.mark.parametrize("look", [1, 2])
-@pytest.mark.parametrize("strength", [1.0, -1.5])
-def test_softened_tokens_are_written_again_as_by_a_recipe_scaled_from_there_on(
-    strength: float, look: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    bad_at(monkeypatch, look)
-    model, prompt, every = model_of("llama"), "once upon a time", 8
-    kept = every * (look - 1)
-    request = ask(prompt, push(), tokens=3 * every, strength=strength, guard=watching("soften", every_tokens=every))
-    result = answer(request)
-    assert [(event.at_token, event.rewound_to) for event in result.guard_events] == [(every * look, kept)]
-    assert result.strength == 0.5 * strength
-    # The last token that is kept is read again, with the lower strength.
-    switch = len(model.encode(prompt)) + kept - 1
-    by_hand = push(where=Where(stop=switch)) + 0.5 * push(where=Where(start=switch))
-    expected = ask(prompt, by_hand, tokens=3 * every, strength=strength)
-    assert result.token_ids == answer(expected).token_ids
-    assert list(result.token_ids) == without_cache(model, expected)[0]
-    assert result.token_ids != answer(ask(prompt, push(), tokens=3 * every, strength=strength)).token_ids
-
-
-@pytest.mark.parametrize("look", [1, 2])
-def test_a_stream_never_shows_what_is_written_again(look: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    bad_at(monkeypatch, look)
-    request = ask("once upon a time", push(), tokens=30, guard=watching("soften", every_tokens=8))
-    chunks = list(make_engine(model_of("llama")).stream(request))
-    result = chunks[-1].result
-    assert result is not None
-    assert "".join(chunk.text for chunk in chunks) == result.text
-    assert [event.rewound_to for event in result.guard_events] == [8 * (look - 1)]
-
-
-def test_a_text_that_is_well_is_left_alone() -> None:
-    guard = watching("soften", min_logprob=-1e6)
-    assert answer(ask("hello", push(), tokens=20, guard=guard)) == answer(ask("hello", push(), tokens=20))
-
-
 def test_repetition_is_seen_without_steering_too(monkeypatch: pytest.MonkeyPatch) -> None:
     model = model_of("llama")
     dictate(monkeypatch, model, "abcdefgh" + "xyz" * 20, end=False)
@@ -195,17 +126,6 @@ def test_softening_reaches_its_own_request_alone() -> None:
     mixed = engine.generate(requests)
     assert [mixed[index] for index in (0, 2, 3)] == [plain[index] for index in (0, 2, 3)]
     assert mixed[1].strength < 1.0
-
-
-def test_a_condition_that_ends_the_answer_outlives_a_softening_to_nothing() -> None:
-    request = ask("hello", push(), tokens=40, guard=watching("soften", soften_by=0.0))
-    softened = answer(request)
-    assert softened.strength == 0.0
-    latest = max(softened.token_ids.index(token) for token in softened.token_ids)
-    assert latest > 4
-    recipe = push() + Recipe(name="stop", edits=(), abort=TokenIs(token_ids=(softened.token_ids[latest],)))
-    result = answer(dataclasses.replace(request, recipe=recipe))
-    assert (result.token_ids, result.finish_reason) == (softened.token_ids[: latest + 1], "abort")
 
 
 def test_the_first_token_is_looked_at_too() -> None:

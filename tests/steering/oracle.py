@@ -10,11 +10,12 @@ import math
 from dataclasses import dataclass
 
 import torch
-from tests.recipes import N_LAYERS, N_VOCAB, WIDTH
+from tests.recipes import N_LAYERS, N_VOCAB, SAE_OF, WIDTH
 from torch import Tensor
 
+from steersman.sae.model import SparseAutoencoder
 from steersman.steering.condition import Above, AllOf, AnyOf, Condition, Not, Since, TokenIs
-from steersman.steering.edits import Ablate, Add, Clamp, Edit, Rotate, Scale
+from steersman.steering.edits import Ablate, Add, Clamp, Edit, Rotate, SaeEdit, Scale, Swap, Weight
 from steersman.steering.plan import BatchPlan, Latches, TokenBatch
 from steersman.steering.recipe import Recipe
 from steersman.steering.target import Latent, Target
@@ -52,7 +53,7 @@ def play(rows: list[Row], chunks: list[int], *, left: bool = False) -> tuple[lis
     Returns:
         For each row its residual stream (layers, seq, d_model), and the pass after which it was told to abort.
     """
-    plan = BatchPlan([row.recipe for row in rows], MEAN_NORMS, torch.device("cpu"))
+    plan = BatchPlan([row.recipe for row in rows], MEAN_NORMS, torch.device("cpu"), SAE_OF)
     latches: list[Latches] = [{} for _ in rows]
     done, step = [0] * len(rows), 0
     outputs: list[list[Tensor]] = [[] for _ in rows]
@@ -195,6 +196,45 @@ def change_of(edit: Edit, hidden: Tensor, gain: float) -> Tensor:
             }[edit.kind]()
             along = edit.target.decoder_row.tensor.double() if isinstance(edit.target, Latent) else None
             return amount * (wanted - reading) * (unit_of(edit.target.vector.tensor) if along is None else along)
+        case Weight() | Swap():
+            return amount * reweighing_of(SAE_OF[edit.sae.weights_hash], edit, hidden)
+
+
+def reweighing_of(sae: SparseAutoencoder, edit: SaeEdit, hidden: Tensor) -> Tensor:
+    """What an edit through a whole SAE adds to one token, latent by latent."""
+    c, h = sae.config, hidden.double()
+    shift, scale, divide = torch.zeros(()).double(), torch.ones(()).double(), 1.0
+    if c.normalise == "expected_norm":
+        divide, scale = 1 / c.input_scale, scale / c.input_scale
+    elif c.normalise == "layer_norm":
+        shift, scale = h.mean(), h.std()
+        divide = float(scale) + 1e-5
+    elif c.normalise == "unit_norm":
+        scale = (h**2).mean().sqrt()
+        divide = float(scale)
+    x = (h - shift) / divide - (sae.b_dec.double() if c.subtract_decoder_bias else 0.0)
+    read = [float(x @ sae.W_enc[:, j].double() + sae.b_enc[j].double()) for j in range(c.d_sae)]
+    weighted = [value * score for value, score in zip(read, edit.scores.tensor.tolist(), strict=True)]
+    firing = _firing(sae, weighted)
+    kept = [max(value, 0.0) for value in read] if isinstance(edit, Swap) else weighted
+    new = {j: kept[j] for j in firing}
+    old = {j: read[j] for j in _firing(sae, read)}
+
+    def made(acts: dict[int, float]) -> Tensor:
+        total = sae.b_dec.double().clone()
+        for latent, value in acts.items():
+            total += value * sae.W_dec[latent].double()
+        return total * scale + shift
+
+    return made(new) - (made(old) if edit.keep_error else h)
+
+
+def _firing(sae: SparseAutoencoder, read: list[float]) -> set[int]:
+    if sae.config.k is not None and sae.config.architecture == "topk":
+        largest = sorted(range(len(read)), key=lambda latent: -read[latent])[: sae.config.k]
+        return {latent for latent in largest if read[latent] > 0}
+    least = [0.0] * len(read) if sae.threshold is None else sae.threshold.double().tolist()
+    return {latent for latent, value in enumerate(read) if value > least[latent]}
 
 
 def rotation_of(hidden: Tensor, unit: Tensor, degrees: float) -> Tensor:

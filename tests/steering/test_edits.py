@@ -14,9 +14,23 @@ from tests.recipes import WIDTH, few
 from tests.recipes import edits as any_edit
 
 from steersman.errors import RecipeError
+from steersman.sae.config import SaeRef
 from steersman.steering import edits
 from steersman.steering.condition import Above, Not, Since
-from steersman.steering.edits import KINDS, Ablate, Add, Clamp, Edit, Rotate, Scale, scaled, width
+from steersman.steering.edits import (
+    KINDS,
+    Ablate,
+    Add,
+    Clamp,
+    Edit,
+    Rotate,
+    SaeEdit,
+    Scale,
+    Swap,
+    Weight,
+    scaled,
+    width,
+)
 from steersman.steering.stacks import STACKS
 from steersman.steering.target import Direction, Latent
 from steersman.steering.vector import Vector
@@ -24,12 +38,15 @@ from steersman.steering.vector import Vector
 _VECTOR = Vector([1.0, 2.0])
 _DIRECTION = Direction(vector=_VECTOR)
 _LATENT = Latent(id=3, encoder_row=_VECTOR, encoder_bias=0.0, decoder_row=_VECTOR)
+_SAE = SaeRef(id="toy", layer=2, weights_hash="ab" * 32)
 _OWN: dict[str, dict[str, Any]] = {
     "add": {"vector": _VECTOR},
     "clamp": {"target": _DIRECTION, "value": 1.0},
     "scale": {"target": _DIRECTION, "factor": 2.0},
     "ablate": {"target": _DIRECTION},
     "rotate": {"vector": _VECTOR, "degrees": 10.0},
+    "weight": {"sae": _SAE, "scores": _VECTOR},
+    "swap": {"sae": _SAE, "scores": _VECTOR, "keep_error": False},
 }
 
 
@@ -63,6 +80,8 @@ def test_what_no_edit_can_mean_is_refused(kind: str, fields: dict[str, Any]) -> 
         ("rotate", {"degrees": math.nan}),
         ("rotate", {"degrees": 180.5}),
         ("rotate", {"degrees": -181.0}),
+        ("weight", {"layer": 1}),
+        ("swap", {"sae": SaeRef(id="other", layer=3, weights_hash="")}),
     ],
     ids=repr,
 )
@@ -103,7 +122,7 @@ def test_scaling_out_of_range_is_refused() -> None:
 @few
 @given(any_edit())
 def test_width_is_that_of_the_vectors(edit: Edit) -> None:
-    assert width(edit) == WIDTH
+    assert width(edit) == (None if isinstance(edit, SaeEdit) else WIDTH)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -118,4 +137,4 @@ def test_equal_edits_are_equal_and_hash_as_one() -> None:
     pairs = [(make(kind), make(kind)) for kind in KINDS]
     assert all(one == two and hash(one) == hash(two) for one, two in pairs)
     assert len({one for one, _ in pairs}) == len(KINDS)
-    assert {type(one) for one, _ in pairs} == {Add, Clamp, Scale, Ablate, Rotate}
+    assert {type(one) for one, _ in pairs} == {Add, Clamp, Scale, Ablate, Rotate, Weight, Swap}

@@ -44,7 +44,8 @@ class _Steered:
             or len(recipes) != len(self._planned)
             or any(new is not old for new, old in zip(recipes, self._planned, strict=True))
         ):
-            self._plan, self._planned = BatchPlan(recipes, self.mean_norms, ids.device), recipes
+            saes = {key: sae for sequence in self.sequences for key, sae in sequence.saes.items()}
+            self._plan, self._planned = BatchPlan(recipes, self.mean_norms, ids.device, saes), recipes
         lengths = torch.zeros(len(ids), 1, dtype=torch.long, device=ids.device)
         # Rows beyond the sequences are company only; nothing steers them.
         gains = torch.zeros(len(ids), device=ids.device)

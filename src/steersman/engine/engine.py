@@ -17,12 +17,14 @@ from typing import Self
 from steersman.engine.batch import DecodeBatch, PrefillBatch
 from steersman.engine.request import Chunk, Request, Result
 from steersman.engine.runner import Runner
+from steersman.engine.saes import Resolver, SaeCache
 from steersman.engine.sequence import RunningSequence
 from steersman.engine.shadow import mean_logprob
 from steersman.errors import RequestError
 from steersman.facts import fact
 from steersman.models.language_model import LanguageModel
 from steersman.models.residuals import ModelProfile, load_profile
+from steersman.sae.library import resolve
 from steersman.settings import Settings
 
 
@@ -55,6 +57,7 @@ class Engine:
         *,
         profile: ModelProfile | None = None,
         cache: Path | None = None,
+        saes: Resolver | None = None,
     ) -> None:
         """Make an engine; it holds no thread and no hook, and its memory grows with what runs.
 
@@ -62,7 +65,8 @@ class Engine:
             model: what generates; several engines may share it.
             limits: how much runs at once.
             profile: mean residual norms; by default from the cache, measured the first time.
-            cache: folder of profiles; by default the settings'.
+            cache: folder of profiles and SAEs; by default the settings'.
+            saes: finds the SAE that a recipe's `weight` or `swap` edit names; by default in the library in `cache`.
 
         Raises:
             UnsupportedModel: the architecture keeps no ordinary keys and values.
@@ -71,6 +75,7 @@ class Engine:
         self.limits = limits or EngineLimits()
         self.profile = profile or load_profile(model, cache or Settings.from_env().cache)
         self._runner = Runner(model)
+        self._saes = SaeCache(model, saes or (lambda ref: resolve(ref, cache or Settings.from_env().cache)))
         self._waiting: deque[RunningSequence] = deque()
         self._admitted: list[RunningSequence] = []
         self._prefill: PrefillBatch | None = None
@@ -90,8 +95,9 @@ class Engine:
         Raises:
             RequestError: a request is wrong; none of them is run.
             RecipeMismatch: a recipe is for another model; none of them is run.
+            SaeError: the SAE of a recipe is not there, or of another model or layer; none of them is run.
         """
-        sequences = [RunningSequence(self.model, request, stream=False) for request in requests]
+        sequences = [self._made(request) for request in requests]
         tickets = [self._enqueue(sequence) for sequence in sequences]
         try:
             told: set[int] = set()
@@ -112,17 +118,17 @@ class Engine:
         """Answer one request piece by piece; the last chunk carries the result. Leaving the loop early cancels it.
 
         Raises:
-            RequestError, RecipeMismatch: before the first chunk.
+            RequestError, RecipeMismatch, SaeError: before the first chunk.
         """
-        return self._pieces(RunningSequence(self.model, request, stream=True))
+        return self._pieces(self._made(request, stream=True))
 
     def submit(self, request: Request) -> Ticket:
         """Put a request into the queue and return at once; `Ticket.result` waits for the answer.
 
         Raises:
-            RequestError, RecipeMismatch: the request is wrong.
+            RequestError, RecipeMismatch, SaeError: the request is wrong.
         """
-        return self._enqueue(RunningSequence(self.model, request, stream=False))
+        return self._enqueue(self._made(request))
 
     def close(self) -> None:
         """Cancel what runs and give the memory back; the engine can be used again."""
@@ -132,6 +138,7 @@ class Engine:
             self._turn.wait_for(lambda: not self._driving)
             self._cancel_all()
             self._waiting.clear()
+            self._saes.clear()
             self._reset()
             self._turn.notify_all()
 
@@ -142,6 +149,12 @@ class Engine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _made(self, request: Request, *, stream: bool = False) -> RunningSequence:
+        """The request, checked, with all it needs at hand."""
+        sequence = RunningSequence(self.model, request, stream=stream)
+        sequence.saes = self._saes.needed_by(request.recipe)
+        return sequence
 
     def _enqueue(self, sequence: RunningSequence) -> Ticket:
         with self._turn:

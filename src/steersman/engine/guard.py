@@ -36,7 +36,9 @@ class Guard:
 
     On the bundled model plain answers lie at -0.7 to -1.4, well-steered ones at -1.5 to -3, broken ones below -3.5."""
     soften_by: float = 0.6
-    """Factor on the strength at each softening; below a tenth of what was asked, steering goes off."""
+    """Factor on the strength at each softening; below a tenth of what was asked, steering goes off.
+
+    At most 0.95: each softening writes `every_tokens` again, so the way down must have an end."""
 
     def __post_init__(self) -> None:
         check_choices(self, RequestError)
@@ -45,7 +47,7 @@ class Guard:
             (self.window_tokens >= 4, "window_tokens", "4 or more"),
             (0.0 <= self.max_repetition <= 1.0, "max_repetition", "between 0 and 1"),
             (self.min_logprob is None or -math.inf < self.min_logprob < 0.0, "min_logprob", "negative and finite"),
-            (0.0 <= self.soften_by < 1.0, "soften_by", "at least 0 and below 1"),
+            (0.0 <= self.soften_by <= 0.95, "soften_by", "between 0 and 0.95"),
         ]
         for good, name, rule in checks:
             if not good:

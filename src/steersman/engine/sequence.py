@@ -7,7 +7,7 @@ import math
 import random
 import secrets
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from jaxtyping import Float
 from torch import Tensor
@@ -20,6 +20,7 @@ from steersman.engine.sampling import choose, logprob_of
 from steersman.engine.text import TextStream
 from steersman.errors import RequestError, SteersmanError
 from steersman.models.language_model import LanguageModel
+from steersman.sae.model import SparseAutoencoder
 from steersman.steering.plan import Latches
 from steersman.steering.recipe import Recipe
 
@@ -48,6 +49,8 @@ class RunningSequence:
         self.written: list[int] = []
         self.seed = request.sampling.seed if request.sampling.seed is not None else secrets.randbits(53)
         self.strength = request.strength
+        self.saes: Mapping[str, SparseAutoencoder] = {}
+        """Those its recipe runs through, by `weights_hash`."""
         self.latches: Latches = {}
         self.events: list[GuardEvent] = []
         self.logprobs: list[TokenLogprob] = []
@@ -64,9 +67,9 @@ class RunningSequence:
         self._text = TextStream(model.decode, self.prompt_ids, request.sampling.stop)
         self._decoded = 0
         self._taken = 0
-        self._may_rewind = request.guard.mode == "soften"
         self._good_tokens = 0
         self._good_latches: Latches = {}
+        """What `since` conditions had seen by then."""
 
     @property
     def is_done(self) -> bool:
@@ -77,6 +80,16 @@ class RunningSequence:
     def has_news(self) -> bool:
         """Whether tokens were settled since the last `take`."""
         return self._settled > self._taken
+
+    @property
+    def is_steered(self) -> bool:
+        """Whether its residual stream is written to: not without edits, nor once the strength is zero."""
+        recipe = self.request.recipe
+        return recipe is not None and self.strength != 0.0 and any(edit.strength for edit in recipe.edits)
+
+    @property
+    def _may_rewind(self) -> bool:
+        return self.request.guard.mode == "soften" and self.is_steered
 
     @property
     def _settled(self) -> int:
@@ -123,6 +136,9 @@ class RunningSequence:
 
     def _accept(self, logits: Float[Tensor, " vocab"]) -> None:
         sampling = self.request.sampling
+        if not self.written:
+            # What the prompt met stays met, even if the answer is written again from its beginning.
+            self._good_latches = dict(self.latches)
         token = choose(logits, sampling, [*self.prompt_ids, *self.written], self._random.random())
         if self.request.logprobs is not None:
             self.logprobs.append(logprob_of(logits, token, self.request.logprobs))
@@ -139,7 +155,8 @@ class RunningSequence:
         with self._lock:
             if self.is_done:
                 return
-            if event is None or (self._may_rewind and self.strength == 0.0):  # Nothing is left to lower.
+            nothing_to_lower = self.request.guard.mode == "soften" and not self.is_steered
+            if event is None or nothing_to_lower:
                 self._good_tokens, self._good_latches = len(self.written), dict(self.latches)
                 self._look_for_stop()
                 return
@@ -200,9 +217,12 @@ class RunningSequence:
 
     def _look_for_stop(self) -> None:
         """Decode what is settled, where somebody reads it or a stop string may be in it."""
-        if self._streams or self.request.sampling.stop:
+        stop = self.request.sampling.stop
+        if self._streams or stop:
             self._decode()
-            if self._text.is_stopped:
+            # A stop string in text that is not settled yet ends the answer all the same, as an end token would.
+            ahead = self.written[self._decoded :] if stop else []
+            if self._text.is_stopped or (ahead and self._text.would_stop(ahead)):
                 self.finish_reason = "stop"
 
     def _decode(self, *, last: bool = False) -> None:

@@ -14,10 +14,10 @@ from steersman.engine.sequence import RunningSequence
 def mean_logprob(runner: Runner, sequence: RunningSequence) -> float | None:
     """Mean log-probability a token, by the unsteered model, of the window the guard looks at.
 
-    None where the guard does not ask for it, or the request is not steered.
+    None where the guard does not ask for it, or nothing steers the request (any more).
     """
     guard = sequence.request.guard
-    if guard.min_logprob is None or sequence.request.recipe is None:
+    if guard.min_logprob is None or not sequence.is_steered:
         return None
     window = min(guard.window_tokens, len(sequence.written))
     text = [*sequence.prompt_ids, *sequence.written]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 
 _REPLACEMENT = "�"
@@ -40,6 +41,13 @@ class TextStream:
         self._ids = self._ids[-_CONTEXT_TOKENS:]
         self._known = self._decode(self._ids)
         self._cut()
+
+    def would_stop(self, token_ids: Sequence[int]) -> bool:
+        """Whether a stop string is met once these tokens follow; they are not added."""
+        ahead = copy.copy(self)
+        ahead._ids = list(self._ids)
+        ahead.push(token_ids)
+        return ahead.is_stopped
 
     def take(self, *, last: bool = False) -> str:
         """Text not taken before, without an end that may yet turn out to begin a stop string."""

@@ -7,7 +7,6 @@ on the contents and the seed alone. Knows nothing of activations.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from pathlib import Path
 
 from steersman.errors import DataError, RequestError, did_you_mean
 from steersman.models.language_model import LanguageModel
+from steersman.models.spans import in_common
 from steersman.sae.texts import Row, read_rows
 
 EVERYTHING = "everything"
@@ -182,7 +182,7 @@ def pack(model: LanguageModel, rows: Iterable[Row], *, context_tokens: int = 256
         # Where the tokenizer begins each text with a token of its own, later pieces of the text get it too.
         begin = ids[:1] if is_text and ids[:1] == [model.tokenizer.bos_token_id] else []
         is_whole = is_text or row.digest[0] % _WHOLE_CHATS == 0
-        skip = 1 if is_whole else max(1, _in_common(ids, opening))
+        skip = 1 if is_whole else max(1, in_common(ids, opening))
         while len(ids) > 1:
             piece, rest = ids[:context_tokens], ids[context_tokens:]
             if len(piece) > skip:
@@ -212,9 +212,4 @@ def _opening(model: LanguageModel) -> list[int]:
         return []
     texts = [model.render([{"role": "user", "content": text}], answer=False) for text in "01"]
     one, other = (list(model.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts)
-    return one[: _in_common(one, other)]
-
-
-def _in_common(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens both begin with."""
-    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+    return one[: in_common(one, other)]

@@ -69,6 +69,10 @@ class SparseAutoencoder(SaeWeights):
         """
         return self._fired(self.pre_activations(h))
 
+    def fire(self, pre: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
+        """Activations that pre-activations lead to: `encode(h)` is `fire(pre_activations(h))`. For changed pre-activations."""
+        return self._fired(pre.clone())
+
     def encode_sparse(self, h: Float[Tensor, "*batch d_model"], max_features: int | None = None) -> SparseActivations:
         """The latents that fire, largest first. Works in chunks: memory does not grow with tokens times latents.
 
@@ -134,6 +138,19 @@ class SparseAutoencoder(SaeWeights):
                 f"activations of {acts.shape[-1]} latents cannot be decoded by an SAE of {self.config.d_sae}"
             )
         return denormalised(self.config, acts.to(torch.float32) @ self.W_dec + self.b_dec, h)
+
+    def decode_fired(
+        self, acts: Float[Tensor, "tokens d_sae"], h: Float[Tensor, "tokens d_model"] | None = None
+    ) -> Float[Tensor, "tokens d_model"]:
+        """`decode` that reads the decoder rows of what fires and no others: where few do, many times faster. Up to rounding.
+
+        Raises:
+            SaeError: `h` is needed and missing.
+        """
+        tokens, ids = acts.nonzero(as_tuple=True)
+        starts = torch.searchsorted(tokens, torch.arange(len(acts), device=acts.device))
+        summed = F.embedding_bag(ids, self.W_dec, starts, mode="sum", per_sample_weights=acts[tokens, ids])
+        return denormalised(self.config, summed + self.b_dec, h)
 
     def decode_sparse(
         self,
@@ -243,12 +260,7 @@ class SparseAutoencoder(SaeWeights):
     def _reconstructed(self, h: Tensor) -> Tensor:
         if self.config.architecture == "topk":
             return self.decode_sparse(*self._largest(h, self._k), h)
-        acts = self.encode(h)
-        # Only what fires, token after token: at 40 of 8,192 latents many times faster than the dense product.
-        tokens, ids = acts.nonzero(as_tuple=True)
-        starts = torch.searchsorted(tokens, torch.arange(len(h), device=h.device))
-        summed = F.embedding_bag(ids, self.W_dec, starts, mode="sum", per_sample_weights=acts[tokens, ids])
-        return denormalised(self.config, summed + self.b_dec, h)
+        return self.decode_fired(self.encode(h), h)
 
     @property
     def _k(self) -> int:

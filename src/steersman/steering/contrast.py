@@ -20,6 +20,7 @@ from steersman.errors import DataError
 from steersman.facts import fact
 from steersman.models.language_model import LanguageModel, Message, Prompt
 from steersman.models.residuals import ModelProfile, read_residuals
+from steersman.models.spans import answer_span
 from steersman.steering.edits import Add
 from steersman.steering.pairs import Pair, canonical, distinct
 from steersman.steering.vector import Vector
@@ -130,24 +131,9 @@ def _answer(model: LanguageModel, chat: Sequence[Message]) -> tuple[list[int], i
     """Tokens of a chat up to the end of its last message, and where that message begins."""
     if not model.is_chat:
         raise DataError(f"{model.name} has no chat template; write the pairs as plain texts")
-    # What a template writes around an answer, whatever it is: what two different answers have in common.
-    probes = [model.render([*chat[:-1], {"role": "assistant", "content": text}], answer=False) for text in "01"]
-    before = probes[0][: _in_common(*probes)]
-    after = _in_common(*(probe[::-1] for probe in probes))
-    text = model.render(chat, answer=False)
-    text = text[: len(text) - after]
-    ids = list(model.tokenizer(text, add_special_tokens=False)["input_ids"])
-    opening = list(model.tokenizer(before, add_special_tokens=False)["input_ids"])
-    # Equal to len(opening), unless a token reaches from the template into the answer: that token is read too.
-    return ids, _in_common(ids, opening)
-
-
-def _in_common(one: Sequence[object], other: Sequence[object]) -> int:
-    """How many items both begin with."""
-    return next(
-        (index for index, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]),
-        min(len(one), len(other)),
-    )
+    ids, start, stop = answer_span(model, chat)
+    # Cut after the answer: what the template writes there is not the answer's.
+    return ids[:stop], start
 
 
 def _located(model: LanguageModel, pair: Pair, number: int, read: Read) -> tuple[Span, Span]:

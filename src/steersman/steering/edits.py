@@ -15,6 +15,7 @@ from pydantic import Field
 
 from steersman.errors import RecipeError
 from steersman.facts import check_choices, check_finite, fact
+from steersman.sae.config import SaeConfig, SaeRef
 from steersman.steering.condition import Condition, layers_read
 from steersman.steering.target import Latent, Target
 from steersman.steering.vector import Vector
@@ -126,17 +127,73 @@ class Rotate(EditBase):
             raise RecipeError(f"rotate: 'degrees' must lie between -180 and 180, not {self.degrees}")
 
 
-Edit = Annotated[Add | Clamp | Scale | Ablate | Rotate, Field(discriminator="kind")]
-KINDS: dict[str, type[Edit]] = {"add": Add, "clamp": Clamp, "scale": Scale, "ablate": Ablate, "rotate": Rotate}
+@fact
+class SaeEdit(EditBase):
+    """What the edits that go through a whole SAE have: one score for every latent (arXiv:2506.12576)."""
+
+    sae: SaeRef
+    """The SAE to encode with; the recipe holds no more of it than this name."""
+    scores: Vector
+    """`d_sae` factors, one for the pre-activation of each latent; 1 leaves it alone, 0 switches it off."""
+    keep_error: bool = True
+    """Write only what the scores change (with scores of 1: nothing); else also replace the residual by its reconstruction,
+    as in the paper."""
+
+    def __post_init__(self) -> None:
+        EditBase.__post_init__(self)
+        if self.sae.layer != self.layer:
+            raise RecipeError(
+                f"an edit at layer {self.layer} cannot use the SAE {self.sae.id!r}, which reads layer {self.sae.layer}"
+            )
+
+    def check_fits(self, config: SaeConfig) -> None:
+        """Refuse an SAE that has another number of latents.
+
+        Raises:
+            RecipeError: with both numbers.
+        """
+        if len(self.scores) != config.d_sae:
+            raise RecipeError(
+                f"an edit at layer {self.layer} has {len(self.scores)} scores, but the SAE {self.sae.id!r} has "
+                f"{config.d_sae} latents; score each of them"
+            )
 
 
-def width(edit: Edit) -> int:
-    """`d_model` that the edit was made for."""
+@fact
+class Weight(SaeEdit):
+    """Multiply every latent's pre-activation by its score; then the SAE decides as ever which fire."""
+
+    kind: Literal["weight"] = "weight"
+
+
+@fact
+class Swap(SaeEdit):
+    """Let the weighted pre-activations choose which latents fire, and give those their original values."""
+
+    kind: Literal["swap"] = "swap"
+
+
+Edit = Annotated[Add | Clamp | Scale | Ablate | Rotate | Weight | Swap, Field(discriminator="kind")]
+KINDS: dict[str, type[Edit]] = {
+    "add": Add,
+    "clamp": Clamp,
+    "scale": Scale,
+    "ablate": Ablate,
+    "rotate": Rotate,
+    "weight": Weight,
+    "swap": Swap,
+}
+
+
+def width(edit: Edit) -> int | None:
+    """`d_model` that the edit was made for; None where only its SAE knows."""
     match edit:
         case Add() | Rotate():
             return len(edit.vector)
         case Clamp() | Scale() | Ablate():
             return edit.target.width
+        case Weight() | Swap():
+            return None
 
 
 def scaled(edit: Edit, factor: float) -> Edit:

@@ -7,13 +7,21 @@ exactly 0. Row `i` of every argument belongs together and never touches row `j`.
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
 from torch import Tensor
 
+from steersman.sae.model import SparseAutoencoder
 from steersman.steering.target import read
 
 Hidden = Float[Tensor, "rows seq d_model"]
 Gain = Float[Tensor, "rows seq"]
+
+# A CPU's kernels treat a remainder of one to three rows of a matrix product differently, in the last bit; in whole fours
+# every row comes out the same, whatever is beside it.
+_ROW_STEP = 4
+# Pre-activations held at once, a few times over: 32 MiB.
+_CHUNK_ELEMENTS = 1 << 23
 
 
 def add(vector: Float[Tensor, "rows d_model"], gain: Gain) -> Hidden:
@@ -62,6 +70,37 @@ def rotate(
     turned = (angle - torch.deg2rad(gain * degrees[:, None])[:, :, None]).clamp(0.0, torch.pi)
     result = norm * (turned.cos() * toward + turned.sin() * across)
     return torch.where(gain[:, :, None] == 0, torch.zeros_like(hidden), result - hidden)
+
+
+def reweigh(
+    sae: SparseAutoencoder,
+    hidden: Hidden,
+    scores: Float[Tensor, "rows d_sae"],
+    swap: Bool[Tensor, " rows"],
+    keep_error: Bool[Tensor, " rows"],
+    gain: Gain,
+) -> Hidden:
+    """Multiply the pre-activations of the SAE by `scores`, and write what becomes of its reconstruction.
+
+    The weighted pre-activations fire as the SAE decides; where `swap`, those that fire keep their original value instead
+    (arXiv:2506.12576, `weight` and `swap`). The change is `decode(new) - decode(old)`, or without `keep_error`
+    `decode(new) - hidden`, as in the paper. Only tokens with a gain are encoded, all rows in one product.
+    """
+    change = torch.zeros_like(hidden)
+    rows, places = gain.nonzero(as_tuple=True)
+    if not len(rows):
+        return change
+    size = max(_ROW_STEP, _CHUNK_ELEMENTS // sae.config.d_sae // _ROW_STEP * _ROW_STEP)
+    for row, place in zip(torch.split(rows, size), torch.split(places, size), strict=True):
+        h = F.pad(hidden[row, place], (0, 0, 0, -len(row) % _ROW_STEP))
+        pre = sae.pre_activations(h)
+        old = sae.fire(pre)
+        pre, known = pre[: len(row)], h[: len(row)]
+        new = sae.fire(pre * scores[row])
+        new = torch.where(swap[row, None] & (new > 0), pre.relu(), new)
+        before = torch.where(keep_error[row, None], sae.decode_fired(old[: len(row)], known), known)
+        change[row, place] = gain[row, place, None] * (sae.decode_fired(new, known) - before)
+    return change
 
 
 def _across(toward: Float[Tensor, "rows 1 d_model"]) -> Float[Tensor, "rows 1 d_model"]:

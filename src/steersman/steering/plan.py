@@ -7,21 +7,26 @@ tokens, gains) and gives one function per touched layer. Rows without a recipe a
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from steersman.errors import SaeError
+from steersman.sae.model import SparseAutoencoder
 from steersman.steering.condition import Above, AllOf, AnyOf, Condition, Not, Since, TokenIs, leaves
-from steersman.steering.edits import Edit
+from steersman.steering.edits import Edit, SaeEdit
 from steersman.steering.recipe import Recipe
 from steersman.steering.stacks import STACKS, Group, Probes
 from steersman.steering.where import Schedule, Where
 
 Latches = dict[int, bool]
 """Which `since` conditions of a request have been met so far, by identity of the condition."""
+
+_Key = tuple[int, type, str | None]
+"""Layer, family and SAE: the edits that are applied in one go, so that an SAE encodes all its rows in one product."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,33 +46,42 @@ class TokenBatch:
 class BatchPlan:
     """The edits and conditions of a batch, stacked for the device they run on."""
 
-    def __init__(self, recipes: Sequence[Recipe | None], mean_norms: Sequence[float], device: torch.device) -> None:
+    def __init__(
+        self,
+        recipes: Sequence[Recipe | None],
+        mean_norms: Sequence[float],
+        device: torch.device,
+        saes: Mapping[str, SparseAutoencoder] | None = None,
+    ) -> None:
         """Stack the edits of `recipes` (one a row, None for an unsteered row), group by group.
 
         Args:
             recipes: what steers each row; their fit to the model was checked before.
             mean_norms: mean residual norm per layer, what a strength of 1.0 means.
             device: where the model runs.
+            saes: those that `weight` and `swap` edits name, by `weights_hash`, on the same device; their fit was checked too.
+
+        Raises:
+            SaeError: an SAE that a recipe needs is not among `saes`.
         """
         self.aborts = [(row, recipe.abort) for row, recipe in enumerate(recipes) if recipe and recipe.abort]
-        found: dict[tuple[int, type, Where, Schedule], list[tuple[int, Edit]]] = defaultdict(list)
+        found: dict[_Key, list[tuple[int, Edit]]] = defaultdict(list)
         leaves_read: dict[int, list[tuple[int, Above]]] = defaultdict(list)
         for row, recipe in enumerate(recipes):
             # Strength 0 is the baseline, bit for bit: nothing runs for it, conditions neither.
             live = [edit for edit in recipe.edits if edit.strength != 0.0] if recipe else []
             for edit in live:
-                found[edit.layer, STACKS[edit.kind], edit.where, edit.schedule].append((row, edit))
+                found[_key(edit)].append((row, edit))
             asked = [edit.when for edit in live if edit.when] + ([recipe.abort] if recipe and recipe.abort else [])
             for leaf in (leaf for condition in asked for leaf in leaves(condition)):
                 leaves_read[leaf.layer].append((row, leaf))
         self.probes = {layer: Probes(entries, mean_norms[layer], device) for layer, entries in leaves_read.items()}
         self.groups: dict[int, list[Group]] = defaultdict(list)
         # Sorted: floating-point sums depend on their order, which must not depend on other rows or on how edits are listed.
-        for key in sorted(found, key=repr):
-            layer, family, where, schedule = key
-            entries = sorted(found[key], key=lambda entry: (entry[0], repr(entry[1])))
-            stack = family(entries, mean_norms[layer], device)
-            self.groups[layer].append(Group(where, schedule, entries, stack, device))
+        for layer, family, used in sorted(found, key=repr):
+            entries = sorted(found[layer, family, used], key=lambda entry: (entry[0], repr(entry[1])))
+            needs = mean_norms[layer] if used is None else _handed(saes or {}, used)
+            self.groups[layer].append(Group(entries, family(entries, needs, device), device))
         self.layers = tuple(sorted({*self.groups, *self.probes}))
 
     def bind(self, batch: TokenBatch, latches: Sequence[Latches]) -> BoundPlan:
@@ -127,16 +141,19 @@ class BoundPlan:
 
     def _gain(self, group: Group) -> Float[Tensor, "entries seq"]:
         """Gain of each entry at each token: row gain, position mask, schedule and condition."""
-        key = (group.where, group.schedule)
-        if key not in self._coefficients:
-            batch = self._batch
-            mask = group.where.mask(batch.positions, batch.prompt_lengths, batch.token_ids) & batch.valid
-            index = (batch.positions - batch.prompt_lengths).clamp(min=0)
-            self._coefficients[key] = group.schedule.gains(index) * mask * batch.gains[:, None]
-        gain = self._coefficients[key][group.index]
+        gain = torch.stack([self._coefficient(*way) for way in group.ways])[group.way, group.index]
         for entry, (row, condition) in group.conditions.items():
             gain[entry] *= self._holds(row, condition)
         return gain
+
+    def _coefficient(self, where: Where, schedule: Schedule) -> Float[Tensor, "rows seq"]:
+        """Row gain, position mask and schedule at each token of each row."""
+        if (where, schedule) not in self._coefficients:
+            batch = self._batch
+            mask = where.mask(batch.positions, batch.prompt_lengths, batch.token_ids) & batch.valid
+            index = (batch.positions - batch.prompt_lengths).clamp(min=0)
+            self._coefficients[where, schedule] = schedule.gains(index) * mask * batch.gains[:, None]
+        return self._coefficients[where, schedule]
 
     def _holds(self, row: int, condition: Condition) -> Bool[Tensor, " seq"]:
         """Truth of a condition at each token of the row, all its layers having been read."""
@@ -163,3 +180,15 @@ class BoundPlan:
                 truth = now.cummax(0).values | met
         self._truths[row, id(condition)] = truth & batch.valid[row]
         return self._truths[row, id(condition)]
+
+
+def _key(edit: Edit) -> _Key:
+    return edit.layer, STACKS[edit.kind], edit.sae.weights_hash if isinstance(edit, SaeEdit) else None
+
+
+def _handed(saes: Mapping[str, SparseAutoencoder], weights_hash: str) -> SparseAutoencoder:
+    if weights_hash not in saes:
+        raise SaeError(
+            f"the plan needs the SAE of weights {weights_hash[:8]}, which it was not handed; pass it in `saes`"
+        )
+    return saes[weights_hash]

@@ -14,7 +14,7 @@ from steersman.facts import fact
 from steersman.models.language_model import LanguageModel, ModelRef
 from steersman.sae.config import SaeRef
 from steersman.steering.condition import Condition, leaves
-from steersman.steering.edits import Edit, scaled, width
+from steersman.steering.edits import Edit, SaeEdit, scaled, width
 
 
 @fact
@@ -36,7 +36,7 @@ class Recipe:
     model: ModelRef | None = None
     """The model it was made for; None fits any model of the same width."""
     sae: SaeRef | None = None
-    """The SAE of its features."""
+    """The SAE of its features. Its `weight` and `swap` edits use no other; where it holds nothing else, they fill it in."""
     method: str = "manual"
     """How the edits were found."""
     data: dict[str, JsonValue] = field(default_factory=dict)
@@ -53,6 +53,14 @@ class Recipe:
             raise RecipeError(
                 f"recipe {self.name!r} mixes vectors of different models: {sorted(self.widths)} dimensions"
             )
+        for ref in self.saes:
+            if self.sae is not None and _identity(ref) != _identity(self.sae):
+                raise RecipeError(
+                    f"recipe {self.name!r} is for the SAE {_named(self.sae)}, but one of its edits uses {_named(ref)}; "
+                    "leave the recipe's 'sae' out to mix SAEs"
+                )
+        if self.sae is None and len(self.saes) == 1 and all(isinstance(edit, SaeEdit) for edit in self.edits):
+            object.__setattr__(self, "sae", self.saes[0])
 
     def __add__(self, other: Recipe) -> Recipe:
         """Both at once.
@@ -101,7 +109,13 @@ class Recipe:
     def widths(self) -> frozenset[int]:
         """`d_model` of all the vectors that are added or read; one number in a recipe that exists, or none."""
         read = {leaf.target.width for condition in self.conditions for leaf in leaves(condition)}
-        return frozenset(read | {width(edit) for edit in self.edits})
+        return frozenset(read | {found for edit in self.edits if (found := width(edit)) is not None})
+
+    @property
+    def saes(self) -> tuple[SaeRef, ...]:
+        """The SAEs that it cannot run without, each once: those of its `weight` and `swap` edits."""
+        found = {_identity(edit.sae): edit.sae for edit in self.edits if isinstance(edit, SaeEdit)}
+        return tuple(found.values())
 
     @property
     def conditions(self) -> tuple[Condition, ...]:
@@ -147,3 +161,12 @@ def combine(recipes: Sequence[Recipe]) -> Recipe:
 
 def _origin(recipe: Recipe) -> dict[str, JsonValue]:
     return {"name": recipe.name, "method": recipe.method, "data": recipe.data}
+
+
+def _identity(ref: SaeRef) -> tuple[int, str]:
+    """What tells SAEs apart; the name is for people."""
+    return ref.layer, ref.weights_hash
+
+
+def _named(ref: SaeRef) -> str:
+    return f"{ref.id!r} (layer {ref.layer}, weights {ref.weights_hash[:8]})"

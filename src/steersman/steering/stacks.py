@@ -11,24 +11,26 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from steersman.sae.model import SparseAutoencoder
 from steersman.steering import ops
 from steersman.steering.condition import Above
-from steersman.steering.edits import Ablate, Add, Clamp, Edit, Rotate, Scale
+from steersman.steering.edits import Ablate, Add, Clamp, Edit, Rotate, Scale, Swap, Weight
 from steersman.steering.target import Target, read
-from steersman.steering.where import Schedule, Where
 
 Encoders = tuple[Float[Tensor, "entries d_model"], Float[Tensor, " entries"], Float[Tensor, " entries"]]
 """Rows, biases and thresholds of what is read; see `target.read`."""
 
 
 class Group:
-    """Edits of one layer and family that share where and schedule: applied in one go."""
+    """Edits of one layer and family, applied in one go; each has its own where, schedule and condition."""
 
-    def __init__(
-        self, where: Where, schedule: Schedule, entries: list[tuple[int, Edit]], stack: Stack, device: torch.device
-    ) -> None:
-        self.where, self.schedule, self.stack = where, schedule, stack
+    def __init__(self, entries: Sequence[tuple[int, Edit]], stack: Stack, device: torch.device) -> None:
+        self.stack = stack
         self.rows = [row for row, _ in entries]
+        ways = [(edit.where, edit.schedule) for _, edit in entries]
+        self.ways = list(dict.fromkeys(ways))
+        """The different wheres and schedules."""
+        self.way = torch.tensor([self.ways.index(way) for way in ways], device=device)
         self.index = torch.tensor(self.rows, device=device)
         self.conditions = {
             entry: (row, edit.when) for entry, (row, edit) in enumerate(entries) if edit.when is not None
@@ -79,7 +81,25 @@ class RotateStack:
         return ops.rotate(hidden, self.toward, self.degrees, gain)
 
 
-Stack = AddStack | AffineStack | RotateStack
+class SaeStack:
+    """Stacked `weight` and `swap` edits of one SAE; their rows are encoded together."""
+
+    def __init__(
+        self, entries: Sequence[tuple[int, Weight | Swap]], sae: SparseAutoencoder, device: torch.device
+    ) -> None:
+        edits = [edit for _, edit in entries]
+        self.sae = sae
+        self.scores = torch.stack([edit.scores.tensor for edit in edits]).to(device)
+        self.swap = torch.tensor([isinstance(edit, Swap) for edit in edits], device=device)
+        self.keep_error = torch.tensor([edit.keep_error for edit in edits], device=device)
+        self.strength = torch.tensor([edit.strength for edit in edits], device=device)
+
+    def change(self, hidden: Tensor, gain: Tensor) -> Tensor:
+        """See `ops.reweigh`."""
+        return ops.reweigh(self.sae, hidden, self.scores, self.swap, self.keep_error, gain * self.strength[:, None])
+
+
+Stack = AddStack | AffineStack | RotateStack | SaeStack
 
 STACKS: dict[str, type[Stack]] = {
     "add": AddStack,
@@ -87,6 +107,8 @@ STACKS: dict[str, type[Stack]] = {
     "scale": AffineStack,
     "ablate": AffineStack,
     "rotate": RotateStack,
+    "weight": SaeStack,
+    "swap": SaeStack,
 }
 """Which stack holds which kind of edit."""
 

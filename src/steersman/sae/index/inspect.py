@@ -16,8 +16,9 @@ from torch import Tensor
 
 from steersman.errors import DataError, RequestError, SaeError
 from steersman.facts import fact
-from steersman.models.language_model import LanguageModel, Message, Prompt
+from steersman.models.language_model import LanguageModel, Prompt
 from steersman.models.residuals import read_residuals
+from steersman.models.spans import answer_span
 from steersman.sae.index.facts import FeatureIndex
 from steersman.sae.model import SparseActivations, SparseAutoencoder
 
@@ -145,7 +146,9 @@ def read_tokens(model: LanguageModel, content: Prompt, read: Read) -> tuple[list
     elif not content or content[-1]["role"] != "assistant":
         ids, start, stop = model.encode(content), 1, None
     else:
-        ids, start, stop = _answered(model, content)
+        if not content[-1]["content"].strip():
+            raise RequestError("the assistant's answer is empty; write it, or leave the message out")
+        ids, start, stop = answer_span(model, content)
         if read == "all":
             start, stop = 1, None
     start, stop = max(start, 1), len(ids) if stop is None else stop
@@ -207,25 +210,3 @@ def _totals(found: SparseActivations) -> tuple[FeatureTotal, ...]:
         FeatureTotal(feature=feature, sum=total, max=largest, tokens=int(count))
         for feature, (total, largest, count) in zip(ids[order].tolist(), facts[order].tolist(), strict=True)
     )
-
-
-def _answered(model: LanguageModel, chat: Sequence[Message]) -> tuple[list[int], int, int]:
-    """Tokens of a chat that ends with an answer, and where the answer stands among them."""
-    if not chat[-1]["content"].strip():
-        raise RequestError("the assistant's answer is empty; write it, or leave the message out")
-    text = model.render(chat, answer=False)
-    # What the template writes around an answer, whatever it is: what two different answers have in common.
-    probes = [model.render([*chat[:-1], Message(role="assistant", content=word)], answer=False) for word in "01"]
-    before, behind = (_in_common(*pair) for pair in (probes, [probe[::-1] for probe in probes]))
-    whole, upto, opening = (
-        list(model.tokenizer(part, add_special_tokens=False)["input_ids"])
-        for part in (text, text[: len(text) - behind], text[:before])
-    )
-    # A token that reaches from the template into the answer counts as the answer's.
-    return whole, _in_common(whole, opening), _in_common(whole, upto)
-
-
-def _in_common(one: Sequence[object], other: Sequence[object]) -> int:
-    """How many items both begin with."""
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((place for place, (left, right) in pairs if left != right), min(len(one), len(other)))

@@ -12,6 +12,7 @@ from typing import Any
 from jaxtyping import Int
 from torch import Tensor
 
+from steersman.models.spans import in_common
 from steersman.sae.index.facts import NO_TOKEN, Contexts
 
 _BROKEN = "\ufffd"
@@ -141,7 +142,7 @@ def chat_tags(tokenizer: Any) -> ChatTags:
     if [char for char in text if char in (_QUESTION, _ANSWER)] != [_QUESTION, _ANSWER, _QUESTION]:
         return ChatTags()
     _, to_answer, to_question = text.replace(_ANSWER, _QUESTION).split(_QUESTION)[:3]
-    shared = _in_common(to_answer, to_question)
+    shared = to_answer[: in_common(to_answer, to_question)]
     # "<|im_end|>\n<|im_start|>": the last run without a space opens the next turn, what stands before ends this one.
     end, _, opening = shared.rpartition("\n") if "\n" in shared else ("", "", shared)
     try:
@@ -159,13 +160,6 @@ def chat_tags(tokenizer: Any) -> ChatTags:
 def _render(tokenizer: Any, turns: Sequence[tuple[str, str]]) -> str:
     messages = [{"role": role, "content": content} for role, content in turns]
     return str(tokenizer.apply_chat_template(messages, tokenize=False))
-
-
-def _in_common(one: str, other: str) -> str:
-    size = next(
-        (i for i, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), min(len(one), len(other))
-    )
-    return one[:size]
 
 
 def folded(text: str) -> str:
