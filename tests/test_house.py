@@ -24,7 +24,7 @@ _MAX_LINES = 320
 
 # Who may import whom: a part imports parts below its own line, and on its own line only one way.
 _STOREYS = (
-    {"errors", "settings", "files", "facts", "version"},
+    {"errors", "settings", "files", "facts", "intervals", "version"},
     {"models", "sae"},
     {"steering"},
     {"engine", "judges"},
