@@ -33,7 +33,7 @@ class OnPolicySettings:
     """Of answers; stop at the batch that completes this many."""
     max_prompt_tokens: int = 192
     """Longer prompts are left out."""
-    batch_chats: int = 64
+    batch_chats: int = 256
     """Answered at once, and written at once: what an interrupt loses at most."""
 
     def __post_init__(self) -> None:
