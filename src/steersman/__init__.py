@@ -25,8 +25,14 @@ if TYPE_CHECKING:
     from steersman.models.language_model import LanguageModel, Message, ModelRef, chat
     from steersman.models.load import load_model
     from steersman.models.residuals import ModelProfile, load_profile, read_residuals
+    from steersman.models.sentence_encoder import SentenceEncoder, load_encoder
     from steersman.sae.config import SaeConfig, SaeRef
     from steersman.sae.file import load_sae, save_sae
+    from steersman.sae.index.contrast import contrast
+    from steersman.sae.index.facts import FeatureIndex
+    from steersman.sae.index.file import load_index
+    from steersman.sae.index.inspect import inspect
+    from steersman.sae.index.search import rerank, search
     from steersman.sae.library import find_sae
     from steersman.sae.model import SparseAutoencoder
     from steersman.steering.condition import Above, AllOf, AnyOf, Not, Since, TokenIs
@@ -48,8 +54,14 @@ _HOMES = {
     "models.language_model": ("LanguageModel", "Message", "ModelRef", "chat"),
     "models.load": ("load_model",),
     "models.residuals": ("ModelProfile", "load_profile", "read_residuals"),
+    "models.sentence_encoder": ("SentenceEncoder", "load_encoder"),
     "sae.config": ("SaeConfig", "SaeRef"),
     "sae.file": ("load_sae", "save_sae"),
+    "sae.index.contrast": ("contrast",),
+    "sae.index.facts": ("FeatureIndex",),
+    "sae.index.file": ("load_index",),
+    "sae.index.inspect": ("inspect",),
+    "sae.index.search": ("rerank", "search"),
     "sae.library": ("find_sae",),
     "sae.model": ("SparseAutoencoder",),
     "steering.condition": ("Above", "AllOf", "AnyOf", "Not", "Since", "TokenIs"),
@@ -80,6 +92,7 @@ __all__ = [
     "Direction",
     "Engine",
     "EngineLimits",
+    "FeatureIndex",
     "Guard",
     "GuardEvent",
     "LanguageModel",
@@ -98,6 +111,7 @@ __all__ = [
     "SaeRef",
     "Sampling",
     "Scale",
+    "SentenceEncoder",
     "Since",
     "SparseAutoencoder",
     "SteersmanError",
@@ -111,11 +125,15 @@ __all__ = [
     "add_features",
     "chat",
     "combine",
+    "contrast",
     "feature_vector",
     "find_sae",
     "from_gguf",
     "from_safetensors",
+    "inspect",
     "latent",
+    "load_encoder",
+    "load_index",
     "load_model",
     "load_named",
     "load_pairs",
@@ -123,8 +141,10 @@ __all__ = [
     "load_recipe",
     "load_sae",
     "read_residuals",
+    "rerank",
     "save_recipe",
     "save_sae",
+    "search",
     "to_gguf",
     "to_safetensors",
 ]

@@ -18,6 +18,7 @@ from steersman.errors import SaeError, did_you_mean
 from steersman.sae.config import SaeConfig, SaeRef
 from steersman.sae.file import CONFIG_FILE, load_sae, read_config
 from steersman.sae.model import SparseAutoencoder
+from steersman.settings import Settings
 
 DEFAULT = "default"
 """Name of the SAE that ships with the package."""
@@ -58,14 +59,14 @@ def place_for(name: str, cache: Path) -> Path:
     Raises:
         SaeError: the name of the shipped one, or no name at all.
     """
-    if "/" in name or "\\" in name or Path(name).is_dir():
+    if "/" in name or "\\" in name or (name and Path(name).is_dir()):
         return Path(name)
     if name == DEFAULT or not _NAME.fullmatch(name):
         raise SaeError(f"an SAE cannot be called {name!r}; use letters, digits, dots and dashes, or a path")
     return shelf(cache) / name
 
 
-def list_saes(cache: Path) -> list[SaeEntry]:
+def list_saes(cache: Path | None = None) -> list[SaeEntry]:
     """The shipped SAE and those in the library, by name; what is damaged or unfinished is left out."""
     found = []
     for name, folder in _known(cache).items():
@@ -76,8 +77,12 @@ def list_saes(cache: Path) -> list[SaeEntry]:
     return found
 
 
-def find_sae(name: str, cache: Path) -> SaeEntry:
+def find_sae(name: str = DEFAULT, cache: Path | None = None) -> SaeEntry:
     """An SAE by its name in the library, or by its folder.
+
+    Args:
+        name: `default` for the shipped one.
+        cache: whose library; by default the one that the settings name.
 
     Raises:
         SaeError: there is none, or its config is damaged.
@@ -90,7 +95,7 @@ def find_sae(name: str, cache: Path) -> SaeEntry:
     return SaeEntry(name, folder, read_config(folder))
 
 
-def resolve(ref: SaeRef, cache: Path) -> SparseAutoencoder:
+def resolve(ref: SaeRef, cache: Path | None = None) -> SparseAutoencoder:
     """The very SAE that a recipe or an index names, whatever it is called here.
 
     Raises:
@@ -108,8 +113,9 @@ def resolve(ref: SaeRef, cache: Path) -> SparseAutoencoder:
     )
 
 
-def _known(cache: Path) -> dict[str, Path]:
+def _known(cache: Path | None) -> dict[str, Path]:
     """Folders by name, the shipped one first."""
+    cache = cache or Settings.from_env().cache
     shipped = Path(str(resources.files("steersman") / "data" / "sae"))
     own = shelf(cache)
     folders = sorted(own.iterdir()) if own.is_dir() else []
