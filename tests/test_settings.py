@@ -10,7 +10,8 @@ import pytest
 from steersman.errors import SteersmanError
 from steersman.settings import DTYPES, Settings
 
-_VARIABLES = ("STEERSMAN_CACHE", "STEERSMAN_DEVICE", "STEERSMAN_DTYPE", "STEERSMAN_OFFLINE")
+_LLM = ("STEERSMAN_LLM_URL", "STEERSMAN_LLM_MODEL", "STEERSMAN_LLM_KEY")
+_VARIABLES = ("STEERSMAN_CACHE", "STEERSMAN_DEVICE", "STEERSMAN_DTYPE", "STEERSMAN_OFFLINE", *_LLM)
 
 
 @pytest.fixture(autouse=True)
@@ -102,3 +103,17 @@ def test_a_home_that_does_not_exist_is_a_settings_error(monkeypatch: pytest.Monk
 def test_settings_do_not_change(tmp_path: Path) -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         Settings(cache=tmp_path).offline = True  # type: ignore[misc]
+
+
+def test_the_endpoint_is_read_without_the_space_around_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in zip(_LLM, ("http://localhost:8080/v1 ", " some-model", "sk-1234567890\n"), strict=True):
+        monkeypatch.setenv(name, value)
+    settings = Settings.from_env()
+    assert (settings.llm_url, settings.llm_model) == ("http://localhost:8080/v1", "some-model")
+    assert settings.llm_key == "sk-1234567890"
+
+
+def test_settings_do_not_show_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STEERSMAN_LLM_KEY", "sk-1234567890")
+    settings = Settings.from_env()
+    assert "1234567890" not in f"{settings!r} {settings}"

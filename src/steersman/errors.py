@@ -8,6 +8,7 @@
     │   └── RecipeMismatch      a recipe is right, but made for another model
     ├── SaeError                a sparse autoencoder cannot be read, or does not do what is asked of it
     ├── RequestError            a generation request is wrong (prompt, settings, length)
+    ├── EndpointError           a language model behind an HTTP address cannot be asked, or answers nonsense
     ├── DataError               a file of texts, pairs or tensors cannot be used
     └── StorageError            the disk refused (full, read-only, gone)
 
@@ -54,6 +55,10 @@ class SaeError(SteersmanError):
 
 class RequestError(SteersmanError):
     """A generation request is wrong: its prompt, its settings or its length."""
+
+
+class EndpointError(SteersmanError):
+    """A language model behind an HTTP address is not set up, cannot be reached, refuses, or answers in another form than asked."""
 
 
 class DataError(SteersmanError):

@@ -1,4 +1,4 @@
-"""The only reader of the environment: where files live, which device and number format to use.
+"""The only reader of the environment: where files live, which device and number format to use, which LLM to ask.
 
 | variable | meaning | default |
 |---|---|---|
@@ -6,6 +6,9 @@
 | `STEERSMAN_DEVICE` | `cpu`, `cuda`, `cuda:1`, `mps` | CUDA where there is one, else the CPU |
 | `STEERSMAN_DTYPE` | `bfloat16`, `float16`, `float32` | bfloat16 where the device computes in it, else float32 |
 | `STEERSMAN_OFFLINE` | `1`: never open a connection | unset; `HF_HUB_OFFLINE=1` counts too |
+| `STEERSMAN_LLM_URL` | an OpenAI-compatible endpoint, such as `http://localhost:8080/v1` | unset: no LLM is asked |
+| `STEERSMAN_LLM_MODEL` | the name that the endpoint knows its model by | unset |
+| `STEERSMAN_LLM_KEY` | sent to that endpoint alone; appears in no error, log or file | unset: none is sent |
 
 Nothing is read at import; every caller asks `Settings.from_env()`.
 """
@@ -13,7 +16,7 @@ Nothing is read at import; every caller asks `Settings.from_env()`.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
@@ -35,7 +38,13 @@ class Settings:
     dtype: str | None = None
     """One of `DTYPES`, or None to choose."""
     offline: bool = False
-    """Never open a connection."""
+    """Never open a connection to another machine."""
+    llm_url: str | None = None
+    """Base address of an OpenAI-compatible endpoint; checked where it is used."""
+    llm_model: str | None = None
+    """What the endpoint calls its model."""
+    llm_key: str | None = field(default=None, repr=False)
+    """Bearer token of the endpoint."""
 
     def __post_init__(self) -> None:
         if self.dtype is not None and self.dtype not in DTYPES:
@@ -59,7 +68,15 @@ class Settings:
             device=os.environ.get("STEERSMAN_DEVICE") or None,
             dtype=os.environ.get("STEERSMAN_DTYPE") or None,
             offline=_flag("STEERSMAN_OFFLINE") or _flag("HF_HUB_OFFLINE"),
+            llm_url=_text("STEERSMAN_LLM_URL"),
+            llm_model=_text("STEERSMAN_LLM_MODEL"),
+            llm_key=_text("STEERSMAN_LLM_KEY"),
         )
+
+
+def _text(name: str) -> str | None:
+    """A variable without the spaces and line breaks that copying leaves around it."""
+    return os.environ.get(name, "").strip() or None
 
 
 def _flag(name: str) -> bool:

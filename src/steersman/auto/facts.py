@@ -92,6 +92,8 @@ class Tuned:
     """Of each feature; only their ratios and signs count."""
     history: tuple[Epoch, ...]
     method: str
+    strength: float | None = None
+    """Length of what is added, in mean residual norms, where the method chose it by the answers it gave."""
 
 
 @fact

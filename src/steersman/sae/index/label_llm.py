@@ -1,35 +1,31 @@
 """Labels, and their detection scores, by a language model behind any OpenAI-compatible chat endpoint.
 
 The model answers in strict JSON. What it says otherwise is asked for again, twice, and then stands as missing with the reason;
-nothing is guessed. Whoever asks is a plain function, so any client can be plugged in. Knows nothing of settings or keys in the
-environment, and the key it is given appears in no error.
+nothing is guessed. Whoever asks is a plain function, so any client can be plugged in. Knows nothing of HTTP, settings or keys.
 """
 
 from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import NamedTuple, TypeVar
 
 import torch
+from pydantic import JsonValue
 
-from steersman.errors import RequestError, SaeError
+from steersman.errors import EndpointError, SaeError
+from steersman.models.asking import Ask, Messages, ask_json, excerpt, fields_of
 from steersman.sae.index.detect import Detection, Trial, balanced_accuracy, summary, why_missing
 from steersman.sae.index.facts import Contexts, Label
 from steersman.sae.index.passages import Passage, Reader
 
-Ask = Callable[[Sequence[Mapping[str, str]]], str]
-"""Chat messages (`role`, `content`) to the text of the answer; raises `RequestError` where there is none."""
-
 T = TypeVar("T")
 
-_TRIES = 3
 _MAX_LABEL = 120
 _STRONG = 0.5  # of a context's largest activation: tokens that are marked
-_EXCERPT = 80
 _LABEL_PROMPT = """You name features of a language model. A feature fires on some tokens of some texts.
 Below are texts where one feature fires; the tokens where it fires are marked <<like this>>. Say what these tokens, or the texts
 around them, have in common, in at most ten words, as plainly and exactly as you can.
@@ -53,7 +49,7 @@ def label_by_llm(contexts: Contexts, reader: Reader, ask: Ask) -> Answer:
     Args:
         contexts: stretches where it fires.
         reader: of the SAE's model.
-        ask: a chat client, such as `chat_endpoint.chat_endpoint` makes.
+        ask: a chat client, such as an `Endpoint`.
     """
     passages = [passage for passage in reader.passages(contexts) if passage.height > 0]
     if not passages:
@@ -131,49 +127,23 @@ def _messages(system: str, user: str) -> list[dict[str, str]]:
     return [{"role": "system", "content": system}, {"role": "user", "content": user}]
 
 
-def _ask_strictly(
-    ask: Ask, messages: Sequence[Mapping[str, str]], read: Callable[[str], T]
-) -> tuple[T | None, str | None]:
-    """What an answer says once it can be read, else why it could not, after three tries."""
-    why = ""
-    for _ in range(_TRIES):
-        try:
-            return read(ask(messages)), None
-        except (RequestError, _Unreadable) as error:
-            why = str(error)
-    return None, f"no usable answer in {_TRIES} tries: {why}"
-
-
-class _Unreadable(Exception):
-    """An answer that is not what was asked for."""
-
-
-def _read_object(reply: str, field: str) -> object:
-    """The value of the one field that an answer holds."""
+def _ask_strictly(ask: Ask, messages: Messages, read: Callable[[JsonValue], T]) -> tuple[T | None, str | None]:
+    """What an answer says once it can be read, else why there is none."""
     try:
-        found = json.loads(reply)
-    except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict) or list(found) != [field]:
-        raise _Unreadable(f"expected {{{json.dumps(field)}: ...}}, not {_excerpt(reply)}")
-    return found[field]
+        return ask_json(ask, messages, read), None
+    except EndpointError as error:
+        return None, str(error)
 
 
-def _read_label(reply: str) -> str:
-    label = _read_object(reply, "label")
+def _read_label(reply: JsonValue) -> str:
+    label = fields_of(reply, "label")["label"]
     if not isinstance(label, str) or not 0 < len(label.strip()) <= _MAX_LABEL or not label.strip().isprintable():
-        raise _Unreadable(f"a label is one line of 1 to {_MAX_LABEL} characters, not {_excerpt(reply)}")
+        raise ValueError(f"a label is one line of 1 to {_MAX_LABEL} characters, not {excerpt(str(label))}")
     return label.strip()
 
 
-def _read_fires(reply: str, n: int) -> frozenset[int]:
-    numbers = _read_object(reply, "fires")
-    is_right = isinstance(numbers, list) and all(type(each) is int and 1 <= each <= n for each in numbers)
-    if not is_right or not isinstance(numbers, list):
-        raise _Unreadable(f"expected numbers of texts from 1 to {n}, not {_excerpt(reply)}")
+def _read_fires(reply: JsonValue, n: int) -> frozenset[int]:
+    numbers = fields_of(reply, "fires")["fires"]
+    if not isinstance(numbers, list) or not all(type(each) is int and 1 <= each <= n for each in numbers):
+        raise ValueError(f"expected numbers of texts from 1 to {n}, not {excerpt(json.dumps(numbers))}")
     return frozenset(numbers)
-
-
-def _excerpt(reply: str) -> str:
-    """The beginning of an answer, on one line."""
-    return repr(reply if len(reply) <= _EXCERPT else reply[:_EXCERPT] + "…")

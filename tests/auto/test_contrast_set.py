@@ -1,0 +1,93 @@
+"""Positives are chosen by the judge, and what is no positive is dropped and counted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from steersman.auto.contrast_set import PHRASINGS, from_examples, make_contrast_set, phrasings
+from steersman.auto.facts import Behaviour, ContrastItem
+from steersman.errors import DataError
+from steersman.judges.facts import Answered, Verdict
+
+_ARR = Behaviour(description="Talk like a pirate.")
+
+
+class CountsArr:
+    """Behaviour is the number of times an answer says arr, up to four."""
+
+    name = "arr"
+
+    def judge(self, behaviour: str, items: Sequence[Answered]) -> list[Verdict]:
+        return [Verdict(behaviour=min(item.answer.count("arr"), 4) / 4, coherence=1.0) for item in items]
+
+
+def _answers(asked: Sequence[tuple[str, str | None]]) -> list[str]:
+    """The second phrasing works best; some prompts go wrong."""
+    out = []
+    for prompt, system in asked:
+        if system is None:
+            out.append(f"plain {prompt}")
+        elif prompt.startswith("empty"):
+            out.append(" ")
+        elif prompt.startswith("refuse"):
+            out.append("I'm sorry, arr arr arr")
+        elif prompt.startswith("ignore"):
+            out.append(f"nothing of it {prompt}")
+        else:
+            out.append(f"arr {prompt}" + " arr arr" * (phrasings(_ARR).index(system) == 1))
+    return out
+
+
+def _prompts(*bad: str) -> dict[str, Sequence[str]]:
+    return {"train": [*(f"good {n}" for n in range(8)), *bad], "validation": ["good v", "good w"]}
+
+
+def test_the_best_phrasing_of_each_prompt_is_kept() -> None:
+    made = make_contrast_set(_ARR, _prompts(), _answers, CountsArr(), lambda *_: None)
+    assert [item.prompt for item in made.train] == [f"good {n}" for n in range(8)]
+    assert all(item.positive.count("arr") == 3 for item in (*made.train, *made.validation))
+    assert all(item.negative == f"plain {item.prompt}" for item in made.train)
+    assert made.dropped == {}
+
+
+def test_bad_positives_are_dropped_and_counted() -> None:
+    said: dict[str, object] = {}
+    made = make_contrast_set(
+        _ARR,
+        _prompts("empty", "refuse", "ignore"),
+        _answers,
+        CountsArr(),
+        lambda name, facts: said.update({name: facts}),
+    )
+    assert made.dropped == {"empty": 1, "refusals": 1, "without the behaviour": 1}
+    assert len(made.train) == 8
+    assert said["contrast"] == {"kept": 10, "dropped": made.dropped}
+
+
+def test_a_behaviour_that_the_model_cannot_show_is_told_so() -> None:
+    prompts = {"train": [f"ignore {n}" for n in range(8)], "validation": ["ignore v"]}
+    with pytest.raises(DataError, match=r"in 0 of 8 answers even when told to .9 without the behaviour"):
+        make_contrast_set(_ARR, prompts, _answers, CountsArr(), lambda *_: None)
+
+
+def test_phrasings_hold_the_behaviour_once_each() -> None:
+    said = phrasings(_ARR)
+    assert len(said) == len(PHRASINGS) == len(set(said))
+    assert all(text.lower().count("talk like a pirate") == 1 and ".." not in text for text in said)
+
+
+def test_examples_of_the_user_are_split() -> None:
+    items = [ContrastItem(prompt=str(n), positive="a", negative="b") for n in range(12)]
+    made = from_examples(items)
+    assert (len(made.train), len(made.validation)) == (9, 3)
+    assert set(made.train).isdisjoint(made.validation)
+    with pytest.raises(DataError, match="too few"):
+        from_examples(items[:6])
+
+
+@pytest.mark.parametrize("text", ["", "  \n", "x" * 2001])
+def test_no_behaviour_is_no_behaviour(text: str) -> None:
+    with pytest.raises(DataError, match="behaviour"):
+        Behaviour(description=text)
