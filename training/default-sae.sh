@@ -4,7 +4,7 @@
 #     training/default-sae.sh CORPUS OUT
 #
 # CORPUS: folder of the .jsonl.gz files; OUT: folder of the SAE. Two to three hours on two cores, 12 GB of disk; an interrupt
-# loses little: run it again. Copy OUT without OUT/training to src/steersman/data/sae to ship it.
+# loses little: run it again. To ship it, copy OUT to src/steersman/data/sae, without OUT/training and OUT/indexing.
 set -euo pipefail
 corpus=$1 out=$2
 steersman=${STEERSMAN:-steersman}
@@ -18,7 +18,7 @@ for file in "$corpus"/*.jsonl.gz; do texts+=(--text "$file"); done
   --layer 9 --latents 8192 -k 40 --collect 10000000 --on-policy 250000 --tokens 10500000 --store-dtype bfloat16
 
 # Contexts ship with the package, so they come from sources that allow it: public domain, MIT, Apache-2.0, BSD, CC0, CC-BY.
-"$steersman" sae index "$out" "${texts[@]}" --tokens 2000000 \
+"$steersman" sae index "$out" "${texts[@]}" --name default --tokens 1500000 \
   --mix classic_books=0.16 --mix nltk_state_union=0.03 --mix tinyshakespeare=0.03 --mix nltk_inaugural=0.02 --mix genesis=0.01 \
   --mix nltk_masc=0.08 --mix axbench=0.14 --mix gsm8k=0.05 --mix gpteacher/roleplay=0.06 --mix gpteacher/codegen=0.05 \
   --mix awesome_chatgpt_prompts=0.03 --mix rasbt_instructions=0.01 --mix flan_cot=0.06 --mix t0_subset=0.07 \

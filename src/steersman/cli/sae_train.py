@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
@@ -101,6 +102,9 @@ def index(
     text: TextOption,
     mix: MixOption = None,
     tokens: Annotated[int, typer.Option(help="Tokens to read.")] = 2_000_000,
+    name: Annotated[
+        str | None, typer.Option(help="What the index calls the SAE; by default its name or folder.")
+    ] = None,
     scored: Annotated[int | None, typer.Option(help="Labels to score; by default all.")] = None,
     encoder: Annotated[str, typer.Option(help="Sentence encoder: 'default', a hub id or a folder.")] = "default",
     seed: SeedOption = 0,
@@ -130,7 +134,7 @@ def index(
         made = make_index(
             language_model,
             loaded.to(language_model.device),
-            sae,
+            name or Path(sae).name,
             [store],
             sentence_encoder,
             IndexSettings(build=BuildSettings(tokens=tokens, seed=seed), scored=scored, seed=seed),
