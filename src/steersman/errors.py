@@ -58,7 +58,7 @@ class RequestError(SteersmanError):
 
 
 class EndpointError(SteersmanError):
-    """A language model behind an HTTP address is not set up, cannot be reached, refuses, or answers in another form than asked."""
+    """A language model behind an HTTP address is not set up, out of reach, refuses, or answers in another form than asked."""
 
 
 class DataError(SteersmanError):

@@ -3,71 +3,26 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 
 import pytest
 import torch
+from tests.models.chat_server import KEY, ChatServer, Say, completion, serving
 from tests.tiny import tiny_tokenizer
 
-from steersman.errors import RequestError, SaeError
-from steersman.sae.index.chat_endpoint import chat_endpoint
+from steersman.errors import SaeError
+from steersman.models.endpoint import ChatSettings, Endpoint
 from steersman.sae.index.detect import Trial
 from steersman.sae.index.facts import NO_TOKEN, Contexts
 from steersman.sae.index.label_llm import detect_by_llm, label_by_llm, marked
 from steersman.sae.index.passages import Passage, Reader
 
-KEY = "sk-very-secret-123"
-
-
-@dataclass
-class Endpoint:
-    """A local server that answers chats as it is told, and keeps what it was asked."""
-
-    answer: Callable[[dict[str, Any]], tuple[int, bytes]]
-    asked: list[tuple[str, dict[str, str], dict[str, Any]]] = field(default_factory=list)
-    headers: dict[str, str] = field(default_factory=dict)
-    url: str = ""
-
-
-def completion(content: object) -> tuple[int, bytes]:
-    message = {"role": "assistant", "content": content}
-    return 200, json.dumps({"object": "chat.completion", "choices": [{"index": 0, "message": message}]}).encode()
-
 
 @pytest.fixture
-def endpoint() -> Iterator[Endpoint]:
-    made = Endpoint(lambda _: completion('{"label": "archaic pronouns"}'))
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            made.asked.append((self.path, dict(self.headers), body))
-            status, data = made.answer(body)
-            self.send_response(status)
-            for name, value in made.headers.items():
-                self.send_header(name, value)
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        def do_GET(self) -> None:
-            self.do_POST()
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    made.url = f"http://127.0.0.1:{server.server_port}/v1"
-    yield made
-    server.shutdown()
-    server.server_close()
-    thread.join()
+def server() -> Iterator[ChatServer]:
+    with serving() as made:
+        made.answer = lambda _: completion('{"label": "archaic pronouns"}')
+        yield made
 
 
 @pytest.fixture(scope="module")
@@ -93,24 +48,24 @@ def _chat(content: str) -> Callable[[Sequence[Mapping[str, str]]], str]:
 # --- labels
 
 
-def test_a_label_comes_over_http_in_the_documented_format(endpoint: Endpoint, reader: Reader) -> None:
-    ask = chat_endpoint(endpoint.url + "/", "some-model", key=KEY, max_tokens=50)
+def test_a_label_comes_over_http(server: ChatServer, reader: Reader) -> None:
+    ask = Endpoint(server.url, "some-model", key=KEY)
     label, missing = label_by_llm(_contexts(reader, "and thou art", "if thou say"), reader, ask)
     assert missing is None
     assert label is not None
     assert (label.text, label.origin, label.score) == ("archaic pronouns", "llm", None)
-    ((path, headers, body),) = endpoint.asked
-    assert path == "/v1/chat/completions"
-    assert headers["Authorization"] == f"Bearer {KEY}"
-    assert headers["Content-Type"] == "application/json"
-    assert (body["model"], body["temperature"], body["max_tokens"]) == ("some-model", 0, 50)
+    ((_, _, body),) = server.asked
     assert [message["role"] for message in body["messages"]] == ["system", "user"]
     assert "and <<thou>> art" in body["messages"][1]["content"]
 
 
-def test_without_a_key_none_is_sent(endpoint: Endpoint, reader: Reader) -> None:
-    assert label_by_llm(_contexts(reader, "thou"), reader, chat_endpoint(endpoint.url, "m")).label is not None
-    assert "Authorization" not in endpoint.asked[0][1]
+def test_an_endpoint_that_fails_leaves_a_reason_without_the_key(server: ChatServer, reader: Reader) -> None:
+    server.answers(Say(500, f"no {KEY}".encode()))
+    ask = Endpoint(server.url, "m", key=KEY, settings=ChatSettings(retries=1, pause_s=0.01))
+    label, missing = label_by_llm(_contexts(reader, "thou"), reader, ask)
+    assert label is None
+    assert "answered 500" in str(missing)
+    assert KEY not in str(missing)
 
 
 def test_marks_go_around_what_fires_strongly() -> None:
@@ -123,7 +78,7 @@ def test_marks_go_around_what_fires_strongly() -> None:
     "reply",
     [
         "archaic pronouns",
-        '```json\n{"label": "x"}\n```',
+        'Sure:\n```json\n{"label": "x"}\n```',
         '{"label": ""}',
         '{"label": "  "}',
         '{"label": 3}',
@@ -165,71 +120,6 @@ def test_a_dead_feature_is_not_asked_about(reader: Reader) -> None:
 
     silent = Contexts(torch.tensor([[70, 71]]), torch.zeros(1, 2))
     assert label_by_llm(silent, reader, ask) == (None, "the feature never fires")
-
-
-# --- the endpoint
-
-
-@pytest.mark.parametrize(
-    ("status", "data", "told"),
-    [
-        (401, json.dumps({"error": f"bad key {KEY}"}).encode(), "answered 401"),
-        (429, b"slow down", "slow down"),
-        (500, b"x" * 190 + KEY.encode() + b"\n", "answered 500"),
-        (200, b"not json", "format of a chat completion"),
-        (200, b'{"choices": []}', "format of a chat completion"),
-        (200, b"[1]", "format of a chat completion"),
-        (200, completion(None)[1], "format of a chat completion"),
-    ],
-)
-def test_refusals_are_told_in_one_line_without_the_key(endpoint: Endpoint, status: int, data: bytes, told: str) -> None:
-    endpoint.answer = lambda _: (status, data)
-    with pytest.raises(RequestError, match=told) as caught:
-        chat_endpoint(endpoint.url, "m", key=KEY)([{"role": "user", "content": "x"}])
-    message = str(caught.value)
-    assert "sk-very" not in message
-    assert "\n" not in message
-    assert caught.value.__cause__ is None
-    assert caught.value.__context__ is None
-
-
-def test_a_key_is_never_sent_where_an_answer_redirects(endpoint: Endpoint) -> None:
-    endpoint.answer = lambda _: (302, b"")
-    endpoint.headers["Location"] = endpoint.url + "/elsewhere"
-    with pytest.raises(RequestError, match="answered 302"):
-        chat_endpoint(endpoint.url, "m", key=KEY)([])
-    assert len(endpoint.asked) == 1
-
-
-def test_an_endpoint_that_is_not_there_is_named(reader: Reader) -> None:
-    ask = chat_endpoint("http://127.0.0.1:9/v1", "m", key=KEY, timeout_s=2)
-    with pytest.raises(RequestError, match=r"127\.0\.0\.1:9.*cannot be reached") as caught:
-        ask([])
-    assert KEY not in str(caught.value)
-    label, missing = label_by_llm(_contexts(reader, "thou"), reader, ask)
-    assert label is None
-    assert "cannot be reached" in str(missing)
-
-
-@pytest.mark.parametrize(
-    "url", ["", "localhost:80", "file:///etc/passwd", "http://", "https://me:pw@host/v1", "http://[x"]
-)
-def test_addresses_that_cannot_be_used_are_refused(url: str) -> None:
-    with pytest.raises(RequestError, match="looks like https://host/v1"):
-        chat_endpoint(url, "m")
-
-
-@pytest.mark.parametrize("key", ["", "two words", "line\nbreak", "schlüssel"])
-def test_keys_that_cannot_be_sent_are_refused_unseen(key: str) -> None:
-    with pytest.raises(RequestError, match="API key") as caught:
-        chat_endpoint("http://localhost/v1", "m", key=key)
-    assert not key or key not in str(caught.value)
-
-
-@pytest.mark.parametrize("limits", [{"timeout_s": 0.0}, {"timeout_s": float("nan")}, {"max_tokens": 0}])
-def test_impossible_limits_are_refused(limits: dict[str, Any]) -> None:
-    with pytest.raises(RequestError, match="timeout_s"):
-        chat_endpoint("http://localhost/v1", "m", **limits)
 
 
 # --- detection
