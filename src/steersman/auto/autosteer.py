@@ -47,7 +47,7 @@ class AutoSettings:
     """Prompts that decide when to stop, and how strong."""
     test: int = 16
     """Prompts of the proof."""
-    choices: int = 60
+    choices: int = 120
     """Multiple-choice questions of the proof; 0 leaves them out."""
     retrieval: RetrievalSettings = RetrievalSettings()
     seed: int = 0

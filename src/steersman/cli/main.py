@@ -1,7 +1,7 @@
 """The `steersman` command: register the commands, and turn every error into one line and an exit code.
 
-Exit codes: 0 done, 1 an error that is explained in one line, 2 wrong usage, 130 interrupted. Commands import what they
-need when they run, so that `steersman --help` answers at once.
+Exit codes: 0 done, 1 an error that is explained in one line, 2 wrong usage, 3 auto-steering found no proof, 130 interrupted.
+Commands import what they need when they run, so that `steersman --help` answers at once.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 
 import typer
 
-from steersman.cli import export, features, fit, generate, models, sae
+from steersman.cli import autosteer, export, features, fit, generate, models, sae
 from steersman.errors import SteersmanError
 from steersman.version import __version__
 
@@ -26,6 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.command("autosteer")(autosteer.autosteer)
 app.command("generate")(generate.generate)
 app.add_typer(fit.app, name="fit")
 app.command("export")(export.export)
