@@ -3,7 +3,7 @@
 #
 #     training/default-sae.sh CORPUS OUT
 #
-# CORPUS: folder of the .jsonl.gz files; OUT: folder of the SAE. Two to three hours on two cores, 12 GB of disk; an interrupt
+# CORPUS: folder of the .jsonl.gz files; OUT: folder of the SAE. About two hours on two cores, 12 GB of disk; an interrupt
 # loses little: run it again. To ship it, copy OUT to src/steersman/data/sae, without OUT/training and OUT/indexing.
 set -euo pipefail
 corpus=$1 out=$2
@@ -15,7 +15,7 @@ for file in "$corpus"/*.jsonl.gz; do texts+=(--text "$file"); done
 "$steersman" sae train "${texts[@]}" --out "$out" \
   --mix chat=0.35 --mix prose=0.18 --mix web=0.07 --mix encyc=0.06 --mix task=0.14 \
   --mix dialogue=0.08 --mix code_doc=0.05 --mix multiling=0.05 --mix mwe=0.02 \
-  --layer 9 --latents 8192 -k 40 --collect 10000000 --on-policy 250000 --tokens 26000000 --store-dtype bfloat16
+  --layer 9 --latents 8192 -k 20 --collect 10000000 --on-policy 250000 --tokens 18000000 --store-dtype bfloat16
 
 # Contexts ship with the package, so they come from sources that allow it: public domain, MIT, Apache-2.0, BSD, CC0, CC-BY.
 "$steersman" sae index "$out" "${texts[@]}" --name default --tokens 1500000 \

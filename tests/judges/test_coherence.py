@@ -13,6 +13,7 @@ from tests.sae.index.toy_index import WordEncoder
 from steersman.engine.engine import Engine
 from steersman.engine.likelihood import AnswerItem, answer_logprobs
 from steersman.judges.coherence import (
+    ANY_PROMPT,
     NOTHING,
     Coherence,
     coherences,
@@ -99,11 +100,14 @@ def test_less_likely_text_is_less_fluent_but_likelier_than_plain_earns_nothing()
     assert 0 <= fluency(-1e9) < 1e-9
 
 
-def test_relevance_grows_with_likeness() -> None:
-    found = [relevance(value / 20) for value in range(-20, 21)]
-    assert found == sorted(found)
-    assert relevance(0.1) < 0.1
-    assert relevance(0.4) > 0.9
+def test_relevance_grows_with_both_its_measures() -> None:
+    for cosine in (-0.2, 0.0, 0.5, 1.0):
+        found = [relevance(value / 10, cosine) for value in range(-20, 21)]
+        assert found == sorted(found)
+        assert relevance(0.2, cosine) <= relevance(0.2, cosine + 0.1)
+    assert relevance(-0.3, 0.1) < 0.05
+    assert relevance(0.4, 0.0) > 0.95  # In another language than the prompt.
+    assert relevance(0.1, 0.6) > 0.95
 
 
 def test_the_score_is_the_product_and_the_complaint_names_what_is_low() -> None:
@@ -119,9 +123,19 @@ def test_coherences_weigh_the_plain_likelihood_and_the_likeness_of_each_answer()
     items = [Answered("why is the sky blue", text) for text in ("the sky is blue", " ", "no", "", "a sky, a blue sky")]
     found = coherences(engine, encoder, items)
     full = [item for item in items if item.answer.strip()]
-    plain = answer_logprobs(engine, [AnswerItem(prompt=chat(item.prompt), answer=item.answer) for item in full])
-    expected = iter([weigh(i.answer, p, c) for i, p, c in zip(full, plain, cosines(encoder, full), strict=True)])
-    assert found == [next(expected) if item.answer.strip() else NOTHING for item in items]
+    plain, elsewhere = (
+        answer_logprobs(engine, [AnswerItem(prompt=chat(prompt or item.prompt), answer=item.answer) for item in full])
+        for prompt in ("", ANY_PROMPT)
+    )
+    made = [
+        weigh(item.answer, *rest) for item, *rest in zip(full, plain, elsewhere, cosines(encoder, full), strict=True)
+    ]
+    places = iter(made)
+    for item, whole in zip(items, found, strict=True):
+        expected = next(places) if item.answer.strip() else NOTHING
+        assert math.isclose(whole.relevance, expected.relevance, abs_tol=1e-3)
+        assert math.isclose(whole.fluency, expected.fluency, abs_tol=1e-3)
+        assert (whole.variety, whole.form) == (expected.variety, expected.form)
     assert coherences(engine, encoder, []) == []
 
 
@@ -160,4 +174,4 @@ def test_steered_text_passes_and_spoiled_text_does_not(bundled: LanguageModel) -
 
 
 def test_tensors_of_one_token_are_weighed_too() -> None:
-    assert weigh("Paris", torch.tensor([-0.5]), 0.6).score > 0.9
+    assert weigh("Paris", torch.tensor([-0.5]), torch.tensor([-3.0]), 0.6).score > 0.9

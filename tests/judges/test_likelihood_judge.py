@@ -12,7 +12,18 @@ from steersman.engine.engine import Engine
 from steersman.engine.likelihood import AnswerItem, answer_logprobs
 from steersman.errors import DataError
 from steersman.judges.facts import Answered
-from steersman.judges.likelihood import CENTRE, PHRASINGS, WIDTH, asked, behaviour_scores, log_ratio, score, sentence
+from steersman.judges.likelihood import (
+    CENTRE,
+    NEUTRAL,
+    NEUTRAL_SHARE,
+    TOLD,
+    WIDTH,
+    asked,
+    behaviour_scores,
+    log_ratio,
+    score,
+    sentence,
+)
 from steersman.models.language_model import LanguageModel, chat
 
 BEHAVIOUR = "talk like a pirate"
@@ -25,21 +36,23 @@ def some_answers() -> list[Answered]:
 
 def test_the_score_is_made_of_told_and_plain_likelihoods() -> None:
     engine, items = make_engine(model_of("llama")), some_answers()
+
+    def mean(item: Answered, system: str | None) -> float:
+        asks = [AnswerItem(prompt=chat(item.prompt, system), answer=item.answer)]
+        return float(answer_logprobs(engine, asks)[0].mean())
+
     for item, found in zip(items, behaviour_scores(engine, BEHAVIOUR, items), strict=True):
-        plain = answer_logprobs(engine, [AnswerItem(prompt=chat(item.prompt), answer=item.answer)])[0]
-        ratios = []
-        for phrasing in PHRASINGS:
-            told = chat(item.prompt, phrasing.format(behaviour="Talk like a pirate."))
-            told_logprobs = answer_logprobs(engine, [AnswerItem(prompt=told, answer=item.answer)])[0]
-            ratios.append(float((told_logprobs - plain).mean()))
-        assert math.isclose(found, score(sum(ratios) / len(ratios)), abs_tol=1e-3)
+        told = [mean(item, phrasing.format(behaviour="Talk like a pirate.")) for phrasing in TOLD]
+        plain = NEUTRAL_SHARE * mean(item, NEUTRAL) + (1 - NEUTRAL_SHARE) * mean(item, None)
+        assert math.isclose(found, score(sum(told) / len(told) - plain), abs_tol=1e-3)
 
 
 def test_the_plain_prompt_holds_no_system_message_of_ours() -> None:
-    *told, plain = asked(BEHAVIOUR, Answered("hi", "ho"))
+    *told, neutral, plain = asked(BEHAVIOUR, Answered("hi", "ho"))
     assert plain.prompt == chat("hi")
     assert all("Talk like a pirate." in str(item.prompt) for item in told)
-    assert {item.answer for item in (*told, plain)} == {"ho"}
+    assert "pirate" not in str(neutral.prompt)
+    assert {item.answer for item in (*told, neutral, plain)} == {"ho"}
 
 
 def test_the_map_grows_stays_within_bounds_and_can_be_undone() -> None:
@@ -53,9 +66,15 @@ def test_the_map_grows_stays_within_bounds_and_can_be_undone() -> None:
         assert math.isclose(CENTRE + WIDTH * math.log(value / (1 - value)), ratio, abs_tol=1e-6)
 
 
-def test_the_log_ratio_is_a_mean_over_tokens_and_phrasings() -> None:
-    plain = torch.tensor([-1.0, -3.0])
-    assert math.isclose(log_ratio([torch.tensor([-1.0, -1.0]), torch.tensor([-2.0, -3.0])], plain), (1.0 - 0.5) / 2)
+def test_what_makes_every_prompt_likelier_alike_makes_no_difference() -> None:
+    found = [
+        torch.tensor([-1.0, -3.0]),
+        torch.tensor([-2.0, -2.5]),
+        torch.tensor([-2.0, -3.0]),
+        torch.tensor([-4.0, -1.0]),
+    ]
+    assert math.isclose(log_ratio(found), -2.125 + NEUTRAL_SHARE * 2.5 + (1 - NEUTRAL_SHARE) * 2.5, abs_tol=1e-6)
+    assert math.isclose(log_ratio([each + 0.7 for each in found]), log_ratio(found), abs_tol=1e-6)
 
 
 def test_scores_do_not_depend_on_what_else_is_judged() -> None:
@@ -91,4 +110,4 @@ def test_answers_that_show_a_behaviour_score_higher_than_plain_ones(bundled: Lan
     items = [Answered(prompt, text) for prompt, texts in zip(asked_for, pairs, strict=True) for text in texts]
     shown, plain, also_shown, also_plain = behaviour_scores(engine, "Talk like a pirate.", items)
     assert min(shown, also_shown) > 0.6
-    assert max(plain, also_plain) < 0.4
+    assert max(plain, also_plain) < 0.5

@@ -18,13 +18,21 @@ _STRONG = 0.5
 """Tokens at this share of a context's largest activation are marked, whatever the terminal can show."""
 
 
-def highlighted(passage: Passage) -> Text:
-    """A context in one line: the firing tokens tinted by strength, the strong ones between guillemets too."""
+def highlighted(passage: Passage, before: int | None = None) -> Text:
+    """A context in one line: the firing tokens tinted by strength, the strong ones between guillemets too.
+
+    At most about `before` characters are shown in front of the strongest token; None shows all.
+    """
     from rich.text import Text
 
-    line = Text("  ")
+    first = 0
+    while before is not None and passage.bounds[passage.peak] - passage.bounds[first] > before:
+        first += 1
+    line = Text("  …" if first else "  ")
     top = passage.height or 1.0
     for index, value in enumerate(passage.activations):
+        if index < first:
+            continue
         word = passage.token(index).replace("\n", "⏎")
         share = value / top
         if share >= _STRONG:
@@ -45,7 +53,7 @@ def print_table(
     for feature, score, density, label in rows:
         screen.print(f"{feature:>8} {score:>6} {100 * density:>7.3f} %  {label or '(no label)'}", markup=False)
         for passage in reader.passages(index.contexts(feature))[:1]:
-            line = highlighted(passage)
+            line = highlighted(passage, before=screen.width // 2)
             line.truncate(screen.width - 1, overflow="ellipsis")
             screen.print(line, no_wrap=True)
 

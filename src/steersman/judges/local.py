@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from steersman.engine.engine import Engine
 from steersman.engine.likelihood import answer_logprobs
-from steersman.judges.coherence import NOTHING, cosines, weigh
+from steersman.judges.coherence import NOTHING, aside, cosines, weigh
 from steersman.judges.facts import Answered, Verdict
 from steersman.judges.likelihood import asked, log_ratio, score
 from steersman.models.sentence_encoder import TextEncoder
@@ -51,13 +51,13 @@ class LocalJudge:
     def _read(self, behaviour: str, items: Sequence[Answered]) -> list[Verdict]:
         full = [index for index, item in enumerate(items) if item.answer.strip()]
         some = [items[index] for index in full]
-        asks = [asked(behaviour, item) for item in some]
+        asks = [(*asked(behaviour, item), aside(item)) for item in some]
         found = iter(answer_logprobs(self.engine, [ask for each in asks for ask in each]))
         verdicts = [_verdict(0.0, NOTHING.score, "empty")] * len(items)
         for index, each, cosine in zip(full, asks, cosines(self.encoder, some), strict=True):
-            *told, plain = [next(found) for _ in each]
-            whole = weigh(items[index].answer, plain, cosine)
-            verdicts[index] = _verdict(score(log_ratio(told, plain)), whole.score, whole.complaint)
+            *read, elsewhere = [next(found) for _ in each]
+            whole = weigh(items[index].answer, read[-1], elsewhere, cosine)
+            verdicts[index] = _verdict(score(log_ratio(read)), whole.score, whole.complaint)
         return verdicts
 
 

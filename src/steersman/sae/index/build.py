@@ -52,7 +52,7 @@ class BuildSettings:
     """Top activating contexts a feature."""
     width: int = 24
     """Tokens of a window, whether context, sample or pool."""
-    samples: int = 24
+    samples: int = 48
     """Windows a feature drawn at random among the pieces in which it fires."""
     pool: int = 4000
     """Windows drawn at random among all tokens, shared by all features."""

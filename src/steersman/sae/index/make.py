@@ -1,7 +1,7 @@
 """Make a feature index: one pass over activations, the logit lens, neighbours, labels with their scores, embeddings.
 
 Each step is a file of its own; this one knows their order, and which windows of text each may see: a label is made from a
-feature's top contexts and half of its samples, and scored on the other half.
+feature's top contexts and three quarters of its samples, and scored on the rest.
 """
 
 from __future__ import annotations
@@ -148,19 +148,24 @@ def _fires(built: Built, feature: int) -> Tensor:
 
 
 def _seen(built: Built, feature: int) -> Contexts:
-    """What a label may be made from: the top contexts, and every second sample."""
+    """What a label may be made from: the top contexts, and the samples that it is not tested on."""
     top = built.activity.context_pieces[feature] >= 0
     samples = built.evidence.samples(feature)
+    seen = ~_tested(len(samples))
     return Contexts(
-        torch.cat([built.activity.context_tokens[feature][top], samples.tokens[::2]]),
-        torch.cat([built.activity.context_activations[feature][top], samples.activations[::2]]),
+        torch.cat([built.activity.context_tokens[feature][top], samples.tokens[seen]]),
+        torch.cat([built.activity.context_activations[feature][top], samples.activations[seen]]),
     )
 
 
 def _held_out(built: Built, feature: int) -> Contexts:
-    """What a label is tested on: the other samples, unless they overlap a top context."""
+    """What a label is tested on: every fourth sample, unless it overlaps a top context."""
     samples = built.evidence.samples(feature)
     pieces = built.evidence.sample_pieces[feature][: len(samples)]
-    rest = torch.arange(len(samples)) % 2 == 1
-    rest &= ~torch.isin(pieces, built.activity.context_pieces[feature])
+    rest = _tested(len(samples)) & ~torch.isin(pieces, built.activity.context_pieces[feature])
     return Contexts(samples.tokens[rest], samples.activations[rest])
+
+
+def _tested(n: int) -> Tensor:
+    """Which of `n` samples, ordered by strength, are held out: every fourth, so that weak ones and strong ones are among them."""
+    return torch.arange(n) % 4 == 1
