@@ -99,7 +99,7 @@ def test_search_finds_what_is_meant(
         f"{hit.label} {' '.join(passage.text for passage in reader.passages(index.contexts(hit.feature)))}".lower()
         for hit in hits
     ]
-    assert sum(bool(re.search(words, text)) for text in texts) >= 4
+    assert sum(bool(re.search(words, text)) for text in texts) >= 3
 
 
 def test_what_is_found_fires_where_it_should(
