@@ -1,10 +1,12 @@
 """Measure the local judges on known pairs: answers of the bundled model told to behave in 20 ways, against its plain answers.
 
 Of each behaviour, the area under the ROC curve: prompted against plain answers, and against prompted answers of other behaviours.
-The judges ask for the behaviour in other words than the answers were made with. Coherence is measured on sensible answers against
-the same ones shuffled, looped, or given to another prompt. The last line is one JSON object.
+The judges ask for the behaviour in other words than the answers were made with. `--ask system` puts the description alone into
+the system prompt, which this small model often ignores; `--ask twice` repeats it behind the question, so that more answers show
+it. The same is measured on the contrast sets that ship, whose texts no model was asked for. Coherence is measured on sensible
+answers against the same ones shuffled, looped, or given to another prompt. The last line is one JSON object.
 
-    python bench/judges.py [--tokens 40] [--show] [--fit]
+    python bench/judges.py [--ask system|twice] [--tokens 40] [--show] [--fit]
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import random
 import time
 from collections.abc import Mapping, Sequence
 from importlib import resources
-from statistics import fmean
+from statistics import fmean, median, quantiles
 
 import torch
 
@@ -31,6 +33,7 @@ from steersman.judges.local import LocalJudge
 from steersman.models.language_model import chat
 from steersman.models.load import load_model
 from steersman.models.sentence_encoder import TextEncoder, load_encoder
+from steersman.steering.pairs import load_named
 
 EXAMPLE_PROMPTS = (
     "What is the internet?",
@@ -54,6 +57,13 @@ PROMPTS = (
     "Why do we have to go to school?",
 )
 """What is judged."""
+SETS = {
+    "pirate": "Talk like a pirate.",
+    "formal": "Write in a formal and official style.",
+    "cheerful": "Be cheerful and upbeat.",
+    "for-children": "Explain things in a way that small children can understand.",
+}
+"""Contrast sets that ship, and what they show."""
 Answers = Mapping[str | None, list[str]]
 """Answers to one list of prompts, by behaviour; None for plain ones."""
 
@@ -61,14 +71,15 @@ Answers = Mapping[str | None, list[str]]
 def main() -> None:
     """Write the answers, judge them, and print what comes out."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--ask", choices=("system", "twice"), default="system", help="how answers are asked for")
     parser.add_argument("--tokens", type=int, default=40, help="length of the answers")
     parser.add_argument("--show", action="store_true", help="print the first answers of each behaviour, to be read")
     parser.add_argument("--fit", action="store_true", help="print the constants that map log-ratios to [0, 1]")
     options = parser.parse_args()
     engine, encoder = Engine(load_model()), load_encoder()
     behaviours = load_behaviours()
-    examples = write(engine, behaviours, EXAMPLE_PROMPTS, options.tokens)
-    answers = write(engine, behaviours, PROMPTS, options.tokens)
+    examples = write(engine, behaviours, EXAMPLE_PROMPTS, options)
+    answers = write(engine, behaviours, PROMPTS, options)
     local = LocalJudge(engine, encoder)
     judges: dict[str, dict[str, Judge]] = {
         name: {
@@ -87,11 +98,21 @@ def main() -> None:
         show(behaviours, answers)
     if options.fit:
         fit(local, behaviours, answers)
+    sets = contrast_set_aucs(local, encoder)
+    for kind, value in sets.items():
+        print(f"contrast sets, {kind:<39}{value:>7.3f}")
     broken = coherence_aucs(engine, encoder, answers)
     for kind, value in broken.items():
         print(f"coherence, intact against {kind:<28}{value:>7.3f}")
-    summary = {"bench": "judges", "tokens": options.tokens, "behaviours": len(table), "judging_s": judging_s}
+    summary = {
+        "bench": "judges",
+        "ask": options.ask,
+        "tokens": options.tokens,
+        "behaviours": len(table),
+        "judging_s": judging_s,
+    }
     summary |= {f"auc {name}": value for name, value in means.items()}
+    summary |= {f"contrast sets auc {name}": value for name, value in sets.items()}
     summary |= {f"coherence auc {name}": value for name, value in broken.items()}
     summary |= {"twelve_answers_s": seconds_for_twelve(local, answers), "threads": torch.get_num_threads()}
     rounded = {name: round(value, 3) if isinstance(value, float) else value for name, value in summary.items()}
@@ -105,16 +126,21 @@ def load_behaviours() -> dict[str, str]:
     return {item["name"]: item["description"] for item in items}
 
 
-def write(engine: Engine, behaviours: Mapping[str, str], prompts: Sequence[str], tokens: int) -> Answers:
-    """Greedy answers to all prompts, plain and with each description alone as the system prompt."""
-    systems: dict[str | None, str | None] = {None: None}
-    systems.update(behaviours)
-    sampling = Sampling(max_tokens=tokens, repetition_penalty=1.1)
-    results = engine.generate(
-        [Request(prompt=chat(prompt, system), sampling=sampling) for system in systems.values() for prompt in prompts]
+def write(
+    engine: Engine, behaviours: Mapping[str, str], prompts: Sequence[str], options: argparse.Namespace
+) -> Answers:
+    """Greedy answers to all prompts, plain and with each description as the system prompt, alone or with more."""
+    sampling = Sampling(max_tokens=options.tokens, repetition_penalty=1.1)
+    chats = [chat(prompt) for prompt in prompts]
+    for said in behaviours.values():
+        for prompt in prompts:
+            twice = chat(f"{prompt} {said}", f"{said} Always answer like this, whatever you are asked.")
+            chats.append(twice if options.ask == "twice" else chat(prompt, said))
+    texts = iter(
+        [result.text for result in engine.generate([Request(prompt=each, sampling=sampling) for each in chats])]
     )
-    texts = iter([result.text for result in results])
-    return {name: [next(texts) for _ in prompts] for name in systems}
+    names: list[str | None] = [None, *behaviours]
+    return {name: [next(texts) for _ in prompts] for name in names}
 
 
 def measured(judges: Mapping[str, Judge], behaviour: str, name: str, answers: Answers) -> dict[str, float]:
@@ -135,6 +161,31 @@ def measured(judges: Mapping[str, Judge], behaviour: str, name: str, answers: An
 def auc(high: Sequence[float], low: Sequence[float]) -> float:
     """Share of pairs in which the first is higher; ties count half (Mann and Whitney 1947)."""
     return fmean((one > other) + (one == other) / 2 for one in high for other in low)
+
+
+def contrast_set_aucs(local: Judge, encoder: TextEncoder) -> dict[str, float]:
+    """Mean areas over the sets that ship: texts with the behaviour against plain ones, and against those of other sets."""
+    sides = {
+        name: [
+            (str(pair.positive[0]["content"]), *(str(side[-1]["content"]) for side in (pair.positive, pair.negative)))
+            for pair in load_named(name)
+            if not isinstance(pair.positive, str) and not isinstance(pair.negative, str)
+        ]
+        for name in SETS
+    }
+    found: dict[str, list[float]] = {}
+    for name, behaviour in SETS.items():
+        tests = sides[name][:8]
+        items = [Answered(prompt, shown) for prompt, shown, _ in tests]
+        items += [Answered(prompt, plain) for prompt, _, plain in tests]
+        items += [Answered(prompt, shown) for other in SETS if other != name for prompt, shown, _ in sides[other][:8]]
+        examples = [shown for _, shown, _ in sides[name][8:]], [plain for _, _, plain in sides[name][8:]]
+        for kind, judge in {"likelihood": local, "embedding": EmbeddingJudge(encoder, *examples)}.items():
+            scores = [verdict.behaviour or 0.0 for verdict in judge.judge(behaviour, items)]
+            n = len(tests)
+            found.setdefault(f"{kind}, plain", []).append(auc(scores[:n], scores[n : 2 * n]))
+            found.setdefault(f"{kind}, others", []).append(auc(scores[:n], scores[2 * n :]))
+    return {kind: fmean(values) for kind, values in found.items()}
 
 
 def coherence_aucs(engine: Engine, encoder: TextEncoder, answers: Answers) -> dict[str, float]:
@@ -181,27 +232,18 @@ def seconds_for_twelve(judge: Judge, answers: Answers) -> float:
 
 
 def fit(judge: Judge, behaviours: Mapping[str, str], answers: Answers) -> None:
-    """Logistic regression of prompted against plain on the log-ratios of all behaviours."""
-    ratios, told = [], []
+    """The constants that let the median of plain answers score 0.1, and the clearest tenth of prompted ones 0.95."""
+    ratios: dict[bool, list[float]] = {True: [], False: []}
     for name, behaviour in behaviours.items():
-        for label, texts in ((1.0, answers[name]), (0.0, answers[None])):
-            items = [Answered(prompt, text) for prompt, text in zip(PROMPTS, texts, strict=True)]
+        for told, texts in ((True, answers[name]), (False, answers[None])):
+            items = [Answered(prompt, text) for prompt, text in zip(PROMPTS, texts, strict=True) if text.strip()]
             scores = [verdict.behaviour or 0.5 for verdict in judge.judge(behaviour, items)]
-            ratios += [CENTRE + WIDTH * math.log(score / (1 - score)) for score in scores]
-            told += [label] * len(scores)
-    x, y = torch.tensor(ratios), torch.tensor(told)
-    weights = torch.zeros(2, requires_grad=True)
-    solver = torch.optim.LBFGS([weights], max_iter=100, line_search_fn="strong_wolfe")
-
-    def loss() -> torch.Tensor:
-        solver.zero_grad()
-        value = torch.nn.functional.binary_cross_entropy_with_logits(weights[0] * x + weights[1], y)
-        value.backward()  # type: ignore[no-untyped-call]
-        return value
-
-    solver.step(loss)  # type: ignore[no-untyped-call]
-    slope, offset = weights.tolist()
-    print(f"CENTRE, WIDTH = {-offset / slope:.3f}, {1 / slope:.3f}")
+            ratios[told] += [CENTRE + WIDTH * math.log(score / (1 - score)) for score in scores]
+    low, high = median(ratios[False]), quantiles(ratios[True], n=10)[-1]
+    least, most = math.log(0.1 / 0.9), math.log(0.95 / 0.05)
+    width = (high - low) / (most - least)
+    print(f"median log-ratio of plain answers {low:.3f}, ninth decile of prompted ones {high:.3f}")
+    print(f"CENTRE, WIDTH = {low - width * least:.3f}, {width:.3f}")
 
 
 def report(table: Mapping[str, Mapping[str, float]], means: Mapping[str, float]) -> None:

@@ -117,6 +117,7 @@ def sae_lens_step(d_model: int, latents: int, scale: float, autocast: bool) -> C
         total_training_samples=BATCH * 10_000,
         train_batch_size_samples=BATCH,
         lr=4e-4,
+        lr_end=4e-4,
         autocast=autocast,
         logger=LoggingConfig(log_to_wandb=False),
     )
