@@ -54,6 +54,17 @@ def test_the_norm_is_held(task: Task) -> None:
     assert trained_norm(task, tuned.weights) <= 0.2 * 1.001
 
 
+def test_features_are_dropped_step_by_step(task: Task) -> None:
+    settings = Gradient(features=2, steps=10, batch=6, validate_every=1)
+    kept = [settings.kept_after(step, 12) for step in range(11)]
+    assert kept[0] == 12
+    assert kept == sorted(kept, reverse=True)
+    assert kept[6:] == [2] * 5
+    tuned = settings.tune(task, _candidates(task))
+    assert all(len(epoch.weights) <= settings.kept_after(epoch.step, 12) for epoch in tuned.history)
+    assert len(tuned.weights) <= 2
+
+
 def test_signs_follow_the_candidates(task: Task) -> None:
     candidates = _candidates(task)
     wanted = {each.id: each.score for each in candidates}
@@ -80,7 +91,9 @@ def test_strength_is_chosen_by_what_is_written(task: Task) -> None:
     assert abs(best - LENGTH) <= LENGTH * 0.5
 
 
-@pytest.mark.parametrize("fields", [{"features": 0}, {"steps": 0}, {"learning_rate": float("nan")}, {"max_norm": 0.0}])
+@pytest.mark.parametrize(
+    "fields", [{"features": 0}, {"steps": 0}, {"learning_rate": float("nan")}, {"max_norm": 0.0}, {"pruned_at": 2.0}]
+)
 def test_settings_that_make_no_sense_are_refused(fields: dict[str, float]) -> None:
     with pytest.raises(DataError, match=next(iter(fields))):
         Gradient(**fields)  # type: ignore[arg-type]

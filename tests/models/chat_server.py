@@ -68,10 +68,11 @@ def serving() -> Iterator[ChatServer]:
                 say = made.answer(body)
             try:
                 time.sleep(say.wait_s)
-                self._say(say)
             finally:
+                # Before it is answered: the next request may be here before this thread goes on.
                 with made.lock:
                     made.at_once -= 1
+            self._say(say)
 
         def do_GET(self) -> None:
             made.asked.append((self.path, dict(self.headers), {}))

@@ -157,7 +157,7 @@ def coherences(engine: Engine, encoder: TextEncoder, items: Sequence[Answered]) 
     """Coherence of each answer; empty ones have none.
 
     Raises:
-        RequestError: a prompt is empty, or an answer is too long for the model.
+        RequestError: a prompt is empty, an answer is too long for the model, or the model has no chat template.
     """
     full = [index for index, item in enumerate(items) if item.answer.strip()]
     some = [items[index] for index in full]

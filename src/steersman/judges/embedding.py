@@ -26,6 +26,8 @@ _MIN_EXAMPLES = 4
 _BUCKETS = 2048
 _SURE = 2.2
 """Largest logit of the mean of the examples: a score of 0.9, so that answers between them and plain ones are told apart."""
+_UNSURE = 0.2
+"""Least logit between the means of the examples, so that the order of texts is kept where nothing is sure."""
 _PIECE = re.compile(r"\w+|[^\w\s]")
 _NO_COHERENCE = "the embedding judge was handed no judge of coherence"
 
@@ -49,25 +51,28 @@ def fit_axis(positive: Float[Tensor, "texts width"], negative: Float[Tensor, "te
     ridge, logistic regression) did no better. The logit of a text is that of two normal distributions of equal spread, as the
     left-out examples lie along the line: where they do not part, every text scores about one half.
 
+    Args:
+        positive: texts with the behaviour.
+        negative: texts without. As many, they are taken for answers to the same prompts in the same order, and left out in pairs:
+            else the text beside it would lend a left-out one its topic.
+
     Raises:
         DataError: fewer than four texts of a kind, or both sets the same.
     """
-    if min(len(positive), len(negative)) < _MIN_EXAMPLES:
-        raise DataError(
-            f"{len(positive)} examples and {len(negative)} plain texts are too few; give at least {_MIN_EXAMPLES} of each"
-        )
+    n, m = len(positive), len(negative)
+    if min(n, m) < _MIN_EXAMPLES:
+        raise DataError(f"{n} examples and {m} plain texts are too few; give at least {_MIN_EXAMPLES} of each")
     one, other = positive.mean(0), negative.mean(0)
     away = one - other
     if float(away.norm()) < 1e-6:
         raise DataError("the examples and the plain texts are the same; they must differ in the behaviour")
-    n, m = len(positive), len(negative)
-    # Each text against the means of the rest.
-    high = (positive * ((n * one - positive) / (n - 1) - other)).sum(1)
-    low = (negative * (one - (m * other - negative) / (m - 1))).sum(1)
-    apart = float(high.mean() - low.mean())
-    spread = float((high.var() * (n - 1) + low.var() * (m - 1)) / (n + m - 2))
-    # At the means the logit is half of what lies between them, times the slope.
+    ones, others = ((total * k - rows) / (k - 1) for total, rows, k in ((one, positive, n), (other, negative, m)))
+    high = (positive * (ones - (others if n == m else other))).sum(1)
+    low = (negative * ((ones if n == m else one) - others)).sum(1)
+    apart, spread = float(high.mean() - low.mean()), float((high.var() + low.var()) / 2)
+    # Between the means the logit grows by their distance over the spread, in units of it; and never by more than is sure.
     slope = min(apart / max(spread, 1e-9), 2 * _SURE / apart) if apart > 0 else 0.0
+    slope = max(slope, _UNSURE / float(away @ away))
     return Axis(away * slope, -slope * float(high.mean() + low.mean()) / 2)
 
 
@@ -113,13 +118,12 @@ class EmbeddingJudge:
             DataError: the behaviour is empty.
         """
         full = [index for index, item in enumerate(items) if item.answer.strip()]
-        texts, scores = [items[index].answer for index in full], [0.0] * len(items)
-        described = self._described(behaviour)
-        found = (
-            described.scores(self.encoder.encode(texts))
-            if self.axis is None
-            else self.axis.scores(self._features(texts))
-        )
+        said, scores = sentence(behaviour), [0.0] * len(items)
+        texts = [items[index].answer for index in full]
+        if self.axis is not None:
+            found = self.axis.scores(self._features(texts))
+        else:
+            found = self._described(said).scores(self.encoder.encode(texts))
         for index, value in zip(full, found, strict=True):
             scores[index] = value
         if self.coherence is None:
@@ -139,7 +143,7 @@ class EmbeddingJudge:
 
     def _described(self, behaviour: str) -> Axis:
         """Likeness to the description, less likeness to texts that ask for nothing in particular."""
-        away = self.encoder.encode([sentence(behaviour)])[0] - self.encoder.neutral
+        away = self.encoder.encode([behaviour])[0] - self.encoder.neutral
         # Differences of cosines lie within a few tenths: 0 means unrelated, 0.2 clearly alike.
         return Axis(away * 20, -20 * 0.1)
 

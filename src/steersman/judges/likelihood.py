@@ -30,7 +30,7 @@ NEUTRAL = "Whatever the user asks, follow this instruction in your answer. Answe
 NEUTRAL_SHARE = 2 / 3
 """Its weight beside the prompt without a system prompt of ours (where a chat template may put its own)."""
 
-CENTRE, WIDTH = 0.141, 0.124
+CENTRE, WIDTH = 0.155, 0.120
 """Difference, in nats a token, that scores 0.5, and by how much it must grow to score 0.73."""
 
 
@@ -66,7 +66,7 @@ def behaviour_scores(engine: Engine, behaviour: str, items: Sequence[Answered]) 
 
     Raises:
         DataError: the behaviour is empty.
-        RequestError: an answer is too long for the model.
+        RequestError: an answer is too long for the model, or the model has no chat template.
     """
     full = [index for index, item in enumerate(items) if item.answer.strip()]
     asks = [ask for index in full for ask in asked(behaviour, items[index])]

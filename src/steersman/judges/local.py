@@ -37,7 +37,7 @@ class LocalJudge:
 
         Raises:
             DataError: the behaviour is empty.
-            RequestError: a prompt is empty, or an answer is too long for the model.
+            RequestError: a prompt is empty, an answer is too long for the model, or the model has no chat template.
         """
         known = self._known
         fresh = [item for item in dict.fromkeys(items) if (behaviour, item) not in known]

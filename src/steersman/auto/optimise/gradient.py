@@ -3,8 +3,9 @@
     added  = mean_norm * sum_i weight_i * unit(decoder row i)
     loss   = -mean log p(token of the positive answer | prompt, added) + l1 * sum |weight|
 
-Proximal steps keep weights at exactly 0 until they earn their place; the sign of a weight is that of its candidate's score.
-The norm of what is added is held below a limit, and validation examples decide when to stop.
+Few features are reached step by step: the smallest weights are dropped while the others go on learning, since what is cut off at
+once takes most of the effect with it. The sign of a weight is that of its candidate's score, the norm of what is added is held
+below a limit, and validation examples choose among the weights of the last steps.
 """
 
 from __future__ import annotations
@@ -31,29 +32,31 @@ class Gradient:
 
     features: int = 8
     """At most so many in the end."""
-    steps: int = 24
+    steps: int = 32
     batch: int = 12
     """Examples a step."""
     learning_rate: float = 0.04
     l1: float = 0.02
     max_norm: float = 0.35
     """Of what is added, in mean residual norms."""
-    patience: int = 3
-    """Validations without improvement before it stops."""
+    pruned_at: float = 0.6
+    """Share of the steps after which no more features are left than are wanted."""
     validate_every: int = 4
     start: Mapping[int, float] | None = field(default=None)
     """Weights to begin with; by default a little for every candidate, by its score."""
 
     def __post_init__(self) -> None:
-        for name in ("features", "steps", "batch", "patience", "validate_every"):
+        for name in ("features", "steps", "batch", "validate_every"):
             if getattr(self, name) < 1:
                 raise DataError(f"gradient: {name} must be 1 or more, not {getattr(self, name)}")
+        if not 0 <= self.pruned_at <= 1:
+            raise DataError(f"gradient: pruned_at must lie between 0 and 1, not {self.pruned_at}")
         for name in ("learning_rate", "max_norm"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise DataError(f"gradient: {name} must be above 0, not {getattr(self, name)}")
 
     def tune(self, task: Task, candidates: Sequence[Candidate]) -> Tuned:
-        """Train on the contrast set's examples, prune to the largest weights, and train those a little more.
+        """Train on the contrast set's examples, dropping the smallest weights on the way.
 
         Raises:
             DataError: no candidates.
@@ -61,15 +64,18 @@ class Gradient:
         if not candidates:
             raise DataError("there are no candidate features to weigh; widen the retrieval")
         run = _Run(self, task, candidates)
-        run.train(torch.tensor(run.beginning()), self.steps)
-        few = run.best.abs().topk(min(self.features, len(candidates))).indices
-        pruned = torch.zeros_like(run.best).index_copy(0, few, run.best[few])
-        run.forget_best()
-        run.train(pruned, max(self.validate_every, self.steps // 3), frozen=pruned == 0)
+        run.train(torch.tensor(run.beginning()))
         weights = {candidates[i].id: float(run.best[i]) for i in run.best.nonzero().flatten().tolist()}
         if not weights:
             weights = {candidates[0].id: math.copysign(1.0, candidates[0].score)}
         return Tuned(weights=weights, history=tuple(run.history), method="gradient")
+
+    def kept_after(self, step: int, n: int) -> int:
+        """How many of `n` candidates still have a weight after a step: falling by the same factor each time."""
+        if n <= self.features:
+            return n
+        share = min(1.0, step / max(self.pruned_at * self.steps, 1e-9))
+        return max(self.features, round(n * math.pow(self.features / n, share)))
 
 
 class _Run:
@@ -96,48 +102,42 @@ class _Run:
         given = self.settings.start or {}
         return [given.get(each.id, 0.0 if given else 0.01 * each.score) for each in self.candidates]
 
-    def forget_best(self) -> None:
-        """Let the next training find its own best weights."""
-        self.best_score = -math.inf
-
-    def train(self, weights: Float[Tensor, " candidates"], steps: int, frozen: Tensor | None = None) -> None:
-        """Adam with a proximal L1 step; weights that are `frozen` stay 0."""
+    def train(self, weights: Float[Tensor, " candidates"]) -> None:
+        """Adam with a proximal L1 step; a weight that was dropped stays 0."""
+        settings = self.settings
         parameter = weights.clone().requires_grad_()
-        optimiser = torch.optim.Adam([parameter], lr=self.settings.learning_rate, betas=(0.8, 0.95))
-        waited = 0
-        self._validate(parameter.detach())
-        for number in range(steps):
-            loss = self._loss(self.batches[self.step % len(self.batches)], parameter)
+        optimiser = torch.optim.Adam([parameter], lr=settings.learning_rate, betas=(0.8, 0.95))
+        dropped = torch.zeros(len(weights), dtype=torch.bool)
+        self._validate(weights, counts=int((weights != 0).sum()) <= settings.features)
+        for step in range(1, settings.steps + 1):
+            loss = self._loss(self.batches[(step - 1) % len(self.batches)], parameter)
             (parameter.grad,) = torch.autograd.grad(loss, parameter)
             optimiser.step()
-            self.step += 1
+            self.step = step
             with torch.no_grad():
-                self._constrain(parameter, frozen)
-            if (number + 1) % self.settings.validate_every == 0 or number + 1 == steps:
-                waited = 0 if self._validate(parameter.detach()) else waited + 1
-                if waited >= self.settings.patience:
-                    break
+                self._constrain(parameter, dropped, settings.kept_after(step, len(weights)))
+            if step % settings.validate_every == 0 or step == settings.steps:
+                few = int((~dropped).sum()) <= settings.features or int((parameter != 0).sum()) <= settings.features
+                self._validate(parameter.detach(), counts=few)
 
-    def _constrain(self, weights: Tensor, frozen: Tensor | None) -> None:
+    def _constrain(self, weights: Tensor, dropped: Tensor, keep: int) -> None:
         shrunk = (weights * self.signs - self.settings.learning_rate * self.settings.l1).clamp(min=0.0)
         weights.copy_(shrunk * self.signs)
-        if frozen is not None:
-            weights[frozen] = 0.0
+        dropped[weights.abs().argsort(descending=True)[keep:]] = True
+        weights[dropped] = 0.0
         norm = float((weights @ self.directions).norm() / self.directions[0].norm())
         if norm > self.settings.max_norm:
             weights.mul_(self.settings.max_norm / norm)
 
-    def _validate(self, weights: Tensor) -> bool:
-        """Score the weights on the validation examples; whether they are the best so far."""
+    def _validate(self, weights: Tensor, *, counts: bool) -> None:
+        """Score weights on the validation examples; keep the best of those that `counts`, having few enough features."""
         with torch.no_grad():
             score = -float(self._loss(self.validation, weights)) - self.settings.l1 * float(weights.abs().sum())
         shown = {self.candidates[i].id: round(float(weights[i]), 4) for i in weights.nonzero().flatten().tolist()}
         self.history.append(Epoch(step=self.step, score=score, weights=shown))
         self.task.report("step", {"step": self.step, "score": score, "weights": {str(k): v for k, v in shown.items()}})
-        if score > self.best_score:
+        if counts and score > self.best_score:
             self.best, self.best_score = weights.clone(), score
-            return True
-        return False
 
     def _prepare(self, items: Sequence[ContrastItem]) -> list[Prepared]:
         return self.upper.prepare([reading_of(self.task.model, item, item.positive) for item in items])
