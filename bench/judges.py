@@ -114,7 +114,10 @@ def main() -> None:
     summary |= {f"auc {name}": value for name, value in means.items()}
     summary |= {f"contrast sets auc {name}": value for name, value in sets.items()}
     summary |= {f"coherence auc {name}": value for name, value in broken.items()}
-    summary |= {"twelve_answers_s": seconds_for_twelve(local, answers), "threads": torch.get_num_threads()}
+    summary |= {
+        "twelve_answers_s": seconds_for_twelve(LocalJudge(engine, encoder), answers),
+        "threads": torch.get_num_threads(),
+    }
     rounded = {name: round(value, 3) if isinstance(value, float) else value for name, value in summary.items()}
     print(json.dumps(rounded | {"torch": torch.__version__, "machine": platform.machine()}))
 
@@ -224,7 +227,7 @@ def looped(text: str) -> str:
 
 
 def seconds_for_twelve(judge: Judge, answers: Answers) -> float:
-    """How long the judge takes for 12 answers."""
+    """How long a judge that has seen none of them takes for 12 answers."""
     some = [Answered(PROMPTS[number % 8], answers[name][number % 8]) for number, name in enumerate(list(answers)[:12])]
     began = time.perf_counter()
     judge.judge("Talk like a pirate.", some)

@@ -161,13 +161,14 @@ def questions() -> list[ChoiceQuestion]:
 
 
 @pytest.mark.parametrize("recipe", [None, push()])
-def test_the_choice_is_the_likeliest_answer_a_token(recipe: Recipe | None) -> None:
+def test_the_choice_is_the_likeliest_answer(recipe: Recipe | None) -> None:
     engine, asked = make_engine(model_of("llama")), questions()
     chosen = choose(engine, asked, recipe)
     for question, index in zip(asked, chosen, strict=True):
-        items = [AnswerItem(prompt=chat(question.question), answer=text, recipe=recipe) for text in question.choices]
-        means = [float(logprobs.mean()) for logprobs in answer_logprobs(engine, items)]
-        assert index == means.index(max(means))
+        prompt = f"Question: {question.question}\nAnswer:"
+        items = [AnswerItem(prompt=prompt, answer=f" {text}", recipe=recipe) for text in question.choices]
+        sums = [float(logprobs.sum()) for logprobs in answer_logprobs(engine, items)]
+        assert index == sums.index(max(sums))
     right = [
         ChoiceQuestion(question=q.question, choices=q.choices, answer_index=i)
         for q, i in zip(asked, chosen, strict=True)
@@ -180,8 +181,8 @@ def test_a_model_without_chats_chooses_too() -> None:
     model = tiny_model("gpt2")
     model.tokenizer.chat_template = None
     asked = ChoiceQuestion(question="which?", choices=("this", "that one"), answer_index=0)
-    means = [by_hand(model, "Question: which?\nAnswer:", f" {text}").mean() for text in asked.choices]
-    assert choose(make_engine(model), [asked]) == [int(torch.stack(means).argmax())]
+    sums = [by_hand(model, "Question: which?\nAnswer:", f" {text}").sum() for text in asked.choices]
+    assert choose(make_engine(model), [asked]) == [int(torch.stack(sums).argmax())]
 
 
 def test_questions_that_nobody_can_answer_are_refused() -> None:

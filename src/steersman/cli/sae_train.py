@@ -105,6 +105,12 @@ def index(
     name: Annotated[
         str | None, typer.Option(help="What the index calls the SAE; by default its name or folder.")
     ] = None,
+    labels: Annotated[
+        str,
+        typer.Option(
+            help="contexts: rules, offline; llm: the endpoint that STEERSMAN_LLM_URL names writes and judges."
+        ),
+    ] = "contexts",
     scored: Annotated[int | None, typer.Option(help="Labels to score; by default all.")] = None,
     encoder: Annotated[str, typer.Option(help="Sentence encoder: 'default', a hub id or a folder.")] = "default",
     seed: SeedOption = 0,
@@ -114,13 +120,18 @@ def index(
     as_json: JsonOption = False,
 ) -> None:
     """Index an SAE's features: contexts, tokens promoted, neighbours, labels with scores, search. Goes on after an interrupt."""
+    from steersman.models.endpoint import Endpoint
     from steersman.sae.activations import CollectSettings
     from steersman.sae.activations import collect as collect_activations
     from steersman.sae.corpus import open_corpus
     from steersman.sae.index.build import BuildSettings
     from steersman.sae.index.file import save_index
     from steersman.sae.index.make import IndexSettings, make_index
+    from steersman.settings import Settings
 
+    if labels not in ("contexts", "llm"):
+        raise typer.BadParameter("use contexts or llm", param_hint="--labels")
+    ask = Endpoint.from_settings(Settings.from_env()) if labels == "llm" else None
     entry = find(sae)
     loaded = entry.load()
     corpus = open_corpus(text, mix=read_mix(mix), seed=seed, held_out=0.0)
@@ -139,6 +150,7 @@ def index(
             sentence_encoder,
             IndexSettings(build=BuildSettings(tokens=tokens, seed=seed), scored=scored, seed=seed),
             sources={group.name: group.weight for group in corpus.groups},
+            ask=ask,
             report=lambda what, done, total: report(what, done, total, ""),
         )
     save_index(made.index, entry.index_folder)

@@ -9,11 +9,13 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from steersman.facts import fact
+from steersman.models.asking import Ask, in_parallel
 from steersman.models.language_model import LanguageModel
 from steersman.models.sentence_encoder import TextEncoder
 from steersman.sae.index.background import Background
@@ -21,6 +23,7 @@ from steersman.sae.index.build import BuildSettings, Built, build
 from steersman.sae.index.detect import Detection, LocalJudge, Trial, detect
 from steersman.sae.index.embed import embed_index
 from steersman.sae.index.facts import Contexts, FeatureIndex, IndexFacts, Label
+from steersman.sae.index.label_llm import detect_by_llm, label_by_llm
 from steersman.sae.index.labels import label_contexts
 from steersman.sae.index.lens import logit_lens
 from steersman.sae.index.neighbours import nearest
@@ -32,6 +35,7 @@ Report = Callable[[str, int, int], None]
 """Called with what is being done, how much of it, and of how much."""
 
 _SILENT_WINDOWS = 48
+_ASKED_AT_ONCE = 8
 
 
 @fact
@@ -64,6 +68,7 @@ def make_index(
     settings: IndexSettings | None = None,
     *,
     sources: Mapping[str, float] | None = None,
+    ask: Ask | None = None,
     report: Report | None = None,
 ) -> MadeIndex:
     """Make the index of an SAE from stored activations.
@@ -76,6 +81,7 @@ def make_index(
         encoder: for search by meaning.
         settings: what the index holds.
         sources: shares of the texts, as far as known.
+        ask: a language model that writes labels and judges them; where it fails, a label by rules stands. None: rules alone.
         report: of progress.
 
     Raises:
@@ -87,7 +93,7 @@ def make_index(
     built = build(sae, stores, settings.build, progress=lambda done, total: report("reading activations", done, total))
     lens = logit_lens(model, sae, settings.promoted)
     near = nearest(sae.W_dec, settings.neighbours)
-    labels, detection = _labelled(built, Reader(model.tokenizer), settings, report)
+    labels, detection = _labelled(built, Reader(model.tokenizer), settings, ask, report)
     found = built.activity
     index = FeatureIndex(
         facts=IndexFacts(sae=sae.ref(name), model=model.ref, tokens=found.tokens, sources=dict(sources or {})),
@@ -107,7 +113,7 @@ def make_index(
 
 
 def _labelled(
-    built: Built, reader: Reader, settings: IndexSettings, report: Report
+    built: Built, reader: Reader, settings: IndexSettings, ask: Ask | None, report: Report
 ) -> tuple[tuple[Label | None, ...], Detection]:
     """A label for every live feature, with its score."""
     evidence = built.evidence
@@ -122,6 +128,8 @@ def _labelled(
         texts.append(label_contexts(_seen(built, feature), reader, background, fires[~other].tolist()))
         report("labelling", feature + 1, n)
     live = [feature for feature, text in enumerate(texts) if text is not None]
+    written = _by_llm(built, reader, live, ask, report) if ask is not None else {}
+    texts = [written.get(feature, text) for feature, text in enumerate(texts)]
     chosen = live
     if settings.scored is not None and settings.scored < len(live):
         chosen = sorted(random.Random(settings.seed).sample(live, settings.scored))
@@ -131,13 +139,30 @@ def _labelled(
         few = random.Random(feature).sample(silent, min(_SILENT_WINDOWS, len(silent)))
         firing = [passage.text for passage in reader.passages(_held_out(built, feature))]
         trials.append(Trial(texts[feature], firing, few))
-    detection = detect(trials, LocalJudge(reader.tags), seed=settings.seed)
+    if ask is None:
+        detection = detect(trials, LocalJudge(reader.tags), seed=settings.seed)
+    else:
+        detection = detect_by_llm(trials, ask, seed=settings.seed)
     scored = dict(zip(chosen, zip(detection.scores, detection.missing, strict=True), strict=True))
     labels = []
     for feature, text in enumerate(texts):
         score, missing = scored.get(feature, (None, "not among the features drawn to be scored"))
-        labels.append(None if text is None else Label(text=text, score=score, missing=missing))
+        origin: Literal["contexts", "llm"] = "llm" if feature in written else "contexts"
+        labels.append(None if text is None else Label(text=text, origin=origin, score=score, missing=missing))
     return tuple(labels), detection
+
+
+def _by_llm(built: Built, reader: Reader, live: Sequence[int], ask: Ask, report: Report) -> dict[int, str]:
+    """Labels that a language model wrote, by feature; those it could not write are left out."""
+    found: dict[int, str] = {}
+    for start in range(0, len(live), _ASKED_AT_ONCE):
+        some = live[start : start + _ASKED_AT_ONCE]
+        answers = in_parallel(lambda feature: label_by_llm(_seen(built, feature), reader, ask), some, _ASKED_AT_ONCE)
+        for feature, answer in zip(some, answers, strict=True):
+            if answer.label is not None:
+                found[feature] = answer.label.text
+        report("asking for labels", min(start + _ASKED_AT_ONCE, len(live)), len(live))
+    return found
 
 
 def _fires(built: Built, feature: int) -> Tensor:
