@@ -32,7 +32,6 @@ from steersman.settings import Settings
 Progress = Callable[[int, int | None], None]
 """Called with the bytes so far and the bytes in all (None when unknown), several times a second."""
 
-_CANCELLED = "Operation cancelled by user"
 _POLL_S = 0.1
 _CHUNK_BYTES = 1 << 20
 _ABANDONED_S = 24 * 3600
@@ -162,8 +161,6 @@ def _run(command: list[str], scratch: Path, tick: Callable[[], None]) -> tuple[i
                 tick()
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     said, _ = process.communicate(timeout=_POLL_S)
-                    if process.returncode and _CANCELLED in said:
-                        raise KeyboardInterrupt  # Ctrl-C reached pip, and ended it, before it reached us
                     return process.returncode, said
         finally:
             if process.poll() is None:
