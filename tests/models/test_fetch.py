@@ -221,6 +221,8 @@ def test_interrupt_stops_pip_and_leaves_nothing(
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for one process")
 def test_a_real_ctrl_c_stops_pip_and_leaves_nothing(toy: Asset, settings: Settings, index: Index) -> None:
     code = (
+        # A shell's background jobs ignore Ctrl-C, and so would what they start.
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
         "from pathlib import Path; from steersman.models.assets import *; from steersman.models.fetch import fetch; "
         f"from steersman.settings import Settings; fetch({toy!r}, Settings(cache=Path({str(settings.cache)!r})))"
     )
