@@ -14,11 +14,11 @@ from torch import Tensor
 
 from steersman.auto.facts import Behaviour, Candidate, ContrastItem, Source
 from steersman.auto.task import Task
-from steersman.auto.upper import Reading, UpperModel
 from steersman.facts import fact
 from steersman.models.language_model import LanguageModel, Message
 from steersman.models.sentence_encoder import TextEncoder
 from steersman.models.spans import answer_span
+from steersman.models.upper import Reading, UpperModel
 from steersman.sae.index.clues import read_label
 from steersman.sae.index.contrast import contrast
 from steersman.sae.index.facts import FeatureIndex

@@ -22,8 +22,8 @@ from torch import Tensor
 from steersman.auto.facts import Candidate, ContrastItem, Epoch, Tuned
 from steersman.auto.retrieve import reading_of
 from steersman.auto.task import Task
-from steersman.auto.upper import Prepared, UpperModel
 from steersman.errors import DataError
+from steersman.models.upper import Prepared, UpperModel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,9 +7,9 @@ import torch
 from tests.tiny import tiny_model
 from torch import Tensor
 
-from steersman.auto.upper import Reading, UpperModel
 from steersman.models.blocks import editing
 from steersman.models.language_model import LanguageModel
+from steersman.models.upper import Reading, UpperModel
 
 _READINGS = [
     Reading(tuple(range(10, 30)), 8),
