@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -31,3 +33,12 @@ def tiny() -> LanguageModel:
 def bundled() -> LanguageModel:
     """The bundled model in its default number format; fetched into the cache the first time."""
     return load_model()
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Public data sets that are too large or too mixed to ship: `$STEERSMAN_TEST_DATA`, or `shared/data` beside the checkout."""
+    folder = Path(os.environ.get("STEERSMAN_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"the test data are not at {folder}; set STEERSMAN_TEST_DATA")
+    return folder
