@@ -1,1 +1,1 @@
-"""How well steering works, and what it costs: sweeps, comparisons, capability, safety. Knows the engine and the judges, not the server."""
+"""How well steering works, and what it costs: sweeps, comparisons, effects, capability, safety."""
