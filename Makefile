@@ -21,8 +21,9 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/steersman models pull
 	@touch $@
 
-demo: setup ## Fit a vector from examples and show the bundled model plain and steered
-	@$(BIN)/python examples/quickstart.py
+demo: setup ## One sentence in: steer the bundled model to speak to children, prove it, and let it answer (about two minutes)
+	@test -f children/recipe.json || $(BIN)/steersman autosteer "Explain things in a way that children can understand." --out children || [ $$? -eq 3 ]
+	@$(BIN)/python examples/childrens_qa.py --compare
 
 test: setup ## Run the tests (a few minutes on two cores)
 	$(BIN)/python -m pytest -m "not slow"

@@ -1,6 +1,7 @@
 """Answer children's questions with a steered model: is the question fit, the answer, is the answer fit, else again, else no.
 
-    python examples/childrens_qa.py                          the four questions of the case study, and one that is refused
+    python examples/childrens_qa.py                          the questions of the case study, and one that is refused
+    python examples/childrens_qa.py --compare                the plain answers beside them; the second half of `make demo`
     python examples/childrens_qa.py --question "Why is the moon round?" --recipe children/recipe.json
     python examples/childrens_qa.py --measure                how good the local check is, on texts it has not seen
 
@@ -12,6 +13,7 @@ to the examples that ship. Let nobody but a person decide what a real site shows
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -19,7 +21,9 @@ from rich.text import Text
 
 from steersman.auto.suitability import Check, LlmCheck, LocalCheck, measure, reply
 from steersman.engine.engine import Engine
+from steersman.engine.request import Request, Sampling
 from steersman.models.endpoint import Endpoint
+from steersman.models.language_model import chat
 from steersman.models.load import load_model
 from steersman.models.sentence_encoder import load_encoder
 from steersman.settings import Settings
@@ -52,12 +56,23 @@ def main() -> None:
     recipe = find_recipe(engine, wishes.recipe)
     check = find_check()
     console.print(f"Steered by {recipe.name} ({recipe.method}); checked by {check.name}.\n", markup=False)
-    for question in wishes.question or QUESTIONS:
+    questions = wishes.question or QUESTIONS
+    plain = plain_answers(engine, questions) if wishes.compare else {}
+    for question in questions:
         given = reply(engine, check, question, recipe, attempts=wishes.attempts)
         how = f"answer {given.tries} of at most {wishes.attempts}" if given.answered else f"refused: {given.why}"
         console.print(Text(question, style="bold"))
-        console.print(Text(given.text))
+        if question in plain:
+            console.print(Text(f"plain    {plain[question]}", style="dim"))
+        console.print(Text(f"steered  {given.text}" if question in plain else given.text))
         console.print(Text(f"[{how}]\n", style="dim"))
+
+
+def plain_answers(engine: Engine, questions: Sequence[str]) -> dict[str, str]:
+    """What the model says unsteered."""
+    sampling = Sampling(max_tokens=80, repetition_penalty=1.1)
+    results = engine.generate([Request(prompt=chat(question), sampling=sampling) for question in questions])
+    return {question: result.text.strip() for question, result in zip(questions, results, strict=True)}
 
 
 def read_arguments() -> argparse.Namespace:
@@ -65,6 +80,7 @@ def read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Answer children's questions with a steered model, checked.")
     parser.add_argument("--question", action="append", help="may be repeated; by default those of the case study")
     parser.add_argument("--recipe", type=Path, help=f"by default {DEMO_RECIPE} if it is there, else fitted on the spot")
+    parser.add_argument("--compare", action="store_true", help="show the plain model's answers too")
     parser.add_argument("--attempts", type=int, default=3, help="answers that are written at most")
     parser.add_argument(
         "--measure", action="store_true", help="print precision and recall of the local check, and stop"

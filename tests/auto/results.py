@@ -10,6 +10,7 @@ from steersman.auto.facts import (
     Behaviour,
     Candidate,
     ChoiceAccuracy,
+    ContrastSet,
     Epoch,
     Evidence,
     Example,
@@ -87,6 +88,7 @@ def auto_result(verdict: Verdict = "proven", **changes: Any) -> AutoResult:
         recipe=recipe,
         features=FEATURES,
         strength=0.28,
+        contrast=ContrastSet(train=(), validation=(), dropped={}, source="given"),
         candidates=(
             Candidate(id=17, label="simple words", sources=("gradient", "search"), score=1.0),
             Candidate(id=5, label=NASTY, sources=("contrast",), score=-0.4, marks=("fires everywhere",)),

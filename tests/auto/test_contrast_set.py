@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from steersman.auto.contrast_set import PHRASINGS, from_examples, make_contrast_set, phrasings
+from steersman.auto.contrast_set import PHRASINGS, from_examples, make_contrast_set, phrasings, system_prompt
 from steersman.auto.facts import Behaviour, ContrastItem
 from steersman.errors import DataError
 from steersman.judges.facts import Answered, Verdict
@@ -24,10 +24,12 @@ class CountsArr:
 
 
 def _answers(asked: Sequence[tuple[str, str | None]]) -> list[str]:
-    """The second phrasing works best; some prompts go wrong."""
+    """The first phrasing works best; some prompts go wrong."""
     out = []
-    for prompt, system in asked:
-        if system is None:
+    for said, system in asked:
+        told = "pirate" in said
+        prompt = " ".join(said.split()[:2])
+        if not told:
             out.append(f"plain {prompt}")
         elif prompt.startswith("empty"):
             out.append(" ")
@@ -36,7 +38,7 @@ def _answers(asked: Sequence[tuple[str, str | None]]) -> list[str]:
         elif prompt.startswith("ignore"):
             out.append(f"nothing of it {prompt}")
         else:
-            out.append(f"arr {prompt}" + " arr arr" * (phrasings(_ARR).index(system) == 1))
+            out.append(f"arr {prompt}" + " arr arr" * (system is not None))
     return out
 
 
@@ -56,7 +58,7 @@ def test_bad_positives_are_dropped_and_counted() -> None:
     said: dict[str, object] = {}
     made = make_contrast_set(
         _ARR,
-        _prompts("empty", "refuse", "ignore"),
+        _prompts("empty 1", "refuse 1", "ignore 1"),
         _answers,
         CountsArr(),
         lambda name, facts: said.update({name: facts}),
@@ -72,10 +74,12 @@ def test_a_behaviour_that_the_model_cannot_show_is_told_so() -> None:
         make_contrast_set(_ARR, prompts, _answers, CountsArr(), lambda *_: None)
 
 
-def test_phrasings_hold_the_behaviour_once_each() -> None:
-    said = phrasings(_ARR)
+def test_phrasings_say_the_prompt_and_the_behaviour() -> None:
+    said = phrasings(_ARR, "How are you?")
     assert len(said) == len(PHRASINGS) == len(set(said))
-    assert all(text.lower().count("talk like a pirate") == 1 and ".." not in text for text in said)
+    assert all(user.startswith("How are you?") and user.lower().count("talk like a pirate") == 1 for user, _ in said)
+    texts = [text for asked in said for text in asked if text] + [system_prompt(_ARR)]
+    assert not any(".." in text or "{" in text for text in texts)
 
 
 def test_examples_of_the_user_are_split() -> None:

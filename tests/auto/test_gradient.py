@@ -42,7 +42,7 @@ def test_attribution_is_the_slope_of_the_likelihood(task: Task) -> None:
 
 
 def test_the_planted_feature_gets_the_largest_weight(task: Task) -> None:
-    tuned = Gradient(features=3, steps=16, batch=6, max_norm=LENGTH).tune(task, _candidates(task))
+    tuned = Gradient(features=3, steps=16, max_norm=LENGTH).tune(task, _candidates(task))
     assert max(tuned.weights, key=lambda feature: abs(tuned.weights[feature])) == PLANTED
     assert tuned.weights[PLANTED] > 0
     assert 1 <= len(tuned.weights) <= 3
@@ -50,16 +50,16 @@ def test_the_planted_feature_gets_the_largest_weight(task: Task) -> None:
 
 
 def test_the_norm_is_held(task: Task) -> None:
-    tuned = Gradient(steps=12, batch=6, max_norm=0.2, learning_rate=0.2).tune(task, _candidates(task))
+    tuned = Gradient(steps=12, max_norm=0.2, learning_rate=0.2).tune(task, _candidates(task))
     assert trained_norm(task, tuned.weights) <= 0.2 * 1.001
 
 
 def test_features_are_dropped_step_by_step(task: Task) -> None:
-    settings = Gradient(features=2, steps=10, batch=6, validate_every=1)
+    settings = Gradient(features=2, steps=10, validate_every=1)
     kept = [settings.kept_after(step, 12) for step in range(11)]
     assert kept[0] == 12
     assert kept == sorted(kept, reverse=True)
-    assert kept[6:] == [2] * 5
+    assert kept[7:] == [2] * 4
     tuned = settings.tune(task, _candidates(task))
     assert all(len(epoch.weights) <= settings.kept_after(epoch.step, 12) for epoch in tuned.history)
     assert len(tuned.weights) <= 2
@@ -68,18 +68,18 @@ def test_features_are_dropped_step_by_step(task: Task) -> None:
 def test_signs_follow_the_candidates(task: Task) -> None:
     candidates = _candidates(task)
     wanted = {each.id: each.score for each in candidates}
-    tuned = Gradient(features=12, steps=8, batch=6).tune(task, candidates)
+    tuned = Gradient(features=12, steps=8).tune(task, candidates)
     assert all(weight * wanted[feature] > 0 for feature, weight in tuned.weights.items())
 
 
 def test_the_same_seed_gives_the_same_weights(task: Task) -> None:
-    settings = Gradient(features=4, steps=6, batch=3)
+    settings = Gradient(features=4, steps=6)
     assert settings.tune(task, _candidates(task)) == settings.tune(task, _candidates(task))
 
 
 def test_training_can_begin_from_given_weights(task: Task) -> None:
     start = {PLANTED: 0.3}
-    tuned = Gradient(features=4, steps=2, batch=6, start=start).tune(task, _candidates(task))
+    tuned = Gradient(features=4, steps=2, start=start).tune(task, _candidates(task))
     assert set(tuned.history[0].weights) == {PLANTED}
 
 

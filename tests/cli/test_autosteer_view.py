@@ -262,13 +262,13 @@ def test_an_interrupted_run_keeps_the_best_so_far(
     assert "2 features" in outcome.err
     assert "nothing proven" in outcome.err
     assert outcome.out == ""
-    recipe = load_recipe(tmp_path / RECIPE)
+    recipe = load_recipe(tmp_path / autosteer.INTERRUPTED_RECIPE)
     [edit] = recipe.edits
     assert [(f.id, f.weight) for f in edit.features] == [(17, 0.3), (4, -0.2)]  # type: ignore[union-attr]
     assert 0.1 <= edit.strength <= 0.5  # Two unit rows with weights 0.3 and -0.2, summed.
     assert recipe.evidence is None
     assert recipe.sae is not None
-    answer = run("generate", "--recipe", tmp_path / RECIPE, "--model", folder, "-p", "hi", "--max-tokens", 3, "--json")
+    answer = run("generate", "--recipe", tmp_path / autosteer.INTERRUPTED_RECIPE, "--model", folder, "-p", "hi", "--max-tokens", 3, "--json")
     assert answer.code == 0, answer.err
 
 
@@ -277,7 +277,7 @@ def test_an_interrupt_after_strengths_were_tried_keeps_the_best_of_them(
 ) -> None:
     scripted(_stops_with(KeyboardInterrupt(), EVENTS[:10]))
     assert run("autosteer", "x", "--out", tmp_path, "--model", folder, "--sae", toy).code == 130
-    assert load_recipe(tmp_path / RECIPE).edits[0].strength == 0.25
+    assert load_recipe(tmp_path / autosteer.INTERRUPTED_RECIPE).edits[0].strength == 0.25
 
 
 def test_the_strength_that_an_optimiser_chose_is_kept_too(
@@ -286,7 +286,7 @@ def test_the_strength_that_an_optimiser_chose_is_kept_too(
     best = {"method": "bayes", "score": 0.5, "weights": {"3": 0.9}, "strength": 0.33}
     scripted(_stops_with(KeyboardInterrupt(), [*EVENTS[:7], ("best", best)]))
     assert run("autosteer", "x", "--out", tmp_path, "--model", folder, "--sae", toy).code == 130
-    assert load_recipe(tmp_path / RECIPE).edits[0].strength == 0.33
+    assert load_recipe(tmp_path / autosteer.INTERRUPTED_RECIPE).edits[0].strength == 0.33
 
 
 def test_an_interrupt_before_any_weights_saves_nothing_and_says_so(
@@ -306,7 +306,7 @@ def test_an_error_on_the_way_keeps_the_best_so_far_and_is_said_in_one_line(
     outcome = run("autosteer", "x", "--out", tmp_path, "--model", folder, "--sae", toy)
     assert outcome.code == 1
     assert outcome.err.endswith("error: the endpoint has gone\n")
-    assert (tmp_path / RECIPE).exists()
+    assert (tmp_path / autosteer.INTERRUPTED_RECIPE).exists()
 
 
 def test_an_earlier_result_is_not_replaced_unasked(

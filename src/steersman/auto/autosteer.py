@@ -8,40 +8,45 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from pydantic import JsonValue, TypeAdapter
 
 from steersman.auto.contrast_set import make_contrast_set
-from steersman.auto.facts import AutoResult, Behaviour, ContrastSet, Evidence, Report
+from steersman.auto.expand import expanded, queries_of
+from steersman.auto.facts import AutoResult, Behaviour, Candidate, ContrastSet, Evidence, Report, Tuned
+from steersman.auto.kept import Kept
 from steersman.auto.optimise.gradient import Gradient
 from steersman.auto.prompts import Prompts, choice_questions, split_prompts
-from steersman.auto.prove import prove
+from steersman.auto.prove import prove, proving_judges
 from steersman.auto.retrieve import RetrievalSettings, retrieve
 from steersman.auto.strength import choose_strength, trained_norm
-from steersman.auto.task import ANSWER_TOKENS, Optimiser, Task
+from steersman.auto.task import Optimiser, Task
+from steersman.auto.writing import SLOTS, asking, write
 from steersman.engine.engine import Engine, EngineLimits
 from steersman.engine.likelihood import choice_accuracy
-from steersman.engine.request import Request, Sampling
-from steersman.errors import DataError
+from steersman.errors import DataError, EndpointError
 from steersman.facts import fact
-from steersman.judges.embedding import EmbeddingJudge
 from steersman.judges.facts import Judge
-from steersman.judges.local import LocalJudge
-from steersman.models.language_model import LanguageModel, Message
+from steersman.judges.local import LocalJudge, QuickJudge
+from steersman.models.asking import Ask, in_parallel
+from steersman.models.language_model import LanguageModel, chat
 from steersman.models.sentence_encoder import SentenceEncoder, load_encoder
 from steersman.sae.index.file import load_index
 from steersman.sae.library import find_sae
 from steersman.steering.edits import Add
 from steersman.steering.recipe import Recipe
+from steersman.version import __version__
 
-_SLOTS = 32
+_AT_ONCE = 8
+"""Answers that a language model is asked for at once."""
 
 
 @fact
 class AutoSettings:
     """How much is done; the defaults take about a minute and a half on two cores with the bundled model."""
 
-    train: int = 32
+    train: int = 24
     """Prompts that weights are trained on."""
     validation: int = 8
     """Prompts that decide when to stop, and how strong."""
@@ -68,52 +73,65 @@ def autosteer(
     encoder: SentenceEncoder | None = None,
     judge: Judge | None = None,
     optimiser: Optimiser | None = None,
-    contrast: ContrastSet | None = None,
+    contrast: ContrastSet | Ask | None = None,
+    ask: Ask | None = None,
     settings: AutoSettings | None = None,
     report: Report | None = None,
+    folder: Path | None = None,
 ) -> AutoResult:
     """Find, tune and prove a recipe for a behaviour.
 
     Args:
-        model: what is steered; an engine of at least 32 slots, or the model itself.
+        model: what is steered; an engine (`writing.SLOTS` slots are a good number), or the model itself.
         behaviour: in a sentence.
         sae: name of an indexed SAE of the model, or its folder.
         encoder: sentence encoder; by default the bundled one.
         judge: decides while tuning; by default likelihood and coherence by the model itself. The proof adds a second judge.
         optimiser: chooses the weights; by default `Gradient`.
-        contrast: examples of the behaviour; by default the model's own answers.
+        contrast: examples of the behaviour, or a language model that writes them; by default the model's own answers.
+        ask: a language model that thinks of more words to search features by; without one, the description is searched for.
         settings: how much is done.
         report: called with what happens, as it happens.
+        folder: where the stages' results are kept; asked the same again, the work goes on behind the last that was finished.
 
     Raises:
         DataError: an empty behaviour, or one that the model does not show even when it is told to.
         SaeError: no such SAE, one of another model, or one without an index.
+        EndpointError: the language model that is to write examples does not answer.
     """
     settings, said = settings or AutoSettings(), _Log(report)
     wanted = behaviour if isinstance(behaviour, Behaviour) else Behaviour(description=behaviour)
-    engine = model if isinstance(model, Engine) else Engine(model, EngineLimits(slots=_SLOTS))
+    engine = model if isinstance(model, Engine) else Engine(model, EngineLimits(slots=SLOTS))
     entry = find_sae(sae)
     said.stage("loading")
     loaded = entry.load(str(engine.model.device))
     loaded.check_fits(engine.model.ref)
     index = load_index(entry.index_folder, loaded.ref(entry.name))
-    encoder = encoder or load_encoder()
-    judge = judge or LocalJudge(engine, encoder)
+    encoder, tuner = encoder or load_encoder(), optimiser or Gradient()
+    screen, judge = judge or QuickJudge(engine), judge or LocalJudge(engine, encoder)
     prompts = split_prompts(settings.seed, settings.train, settings.validation, settings.test)
+    asked = [__version__, wanted, settings, engine.model.ref, index.facts.sae, judge.name, tuner, contrast, ask]
+    kept = Kept(folder, asked)
     said.stage("contrast set")
-    examples = contrast or _contrast(engine, wanted, prompts, judge, said)
+    examples = (
+        contrast
+        if isinstance(contrast, ContrastSet)
+        else kept.stage("contrast", ContrastSet, lambda: _contrast(engine, wanted, prompts, screen, said, contrast))
+    )
     task = Task(wanted, engine, loaded, index, judge, examples, settings.seed, said)
     said.stage("candidates")
-    candidates = retrieve(task, encoder, settings.retrieval)
-    shown: list[JsonValue] = [
-        {"id": each.id, "label": each.label, "score": each.score, "sources": list(each.sources)} for each in candidates
-    ]
-    said("candidates", {"features": shown})
+    candidates = kept.stage("candidates", list[Candidate], lambda: _candidates(task, encoder, settings, ask))
+    said("candidates", {"features": TypeAdapter(list[Candidate]).dump_python(candidates, mode="json")})
     said.stage("weights")
-    tuned = (optimiser or Gradient()).tune(task, candidates)
+    tuned = kept.stage("weights", Tuned, lambda: tuner.tune(task, candidates))
     said.stage("strength")
     recipe = task.recipe(tuned.weights, 1.0, method=f"autosteer/{tuned.method}")
-    strength, tried = choose_strength(task, recipe, prompts.validation, trained_norm(task, tuned.weights))
+    around = tuned.strength or trained_norm(task, tuned.weights)
+    strength, tried = kept.stage(
+        "strength",
+        tuple[float, dict[float, float]],
+        lambda: choose_strength(task, recipe, prompts.validation, around),
+    )
     recipe = task.recipe(tuned.weights, strength or _weakest(tried), method=recipe.method)
     said.stage("proof")
     evidence = _proof(task, recipe, prompts, encoder, settings)
@@ -127,6 +145,7 @@ def autosteer(
         recipe=_with_evidence(recipe, evidence, settings, examples),
         features=edit.features,
         strength=edit.strength,
+        contrast=examples,
         candidates=tuple(candidates),
         history=tuned.history,
         strengths=tried,
@@ -165,35 +184,43 @@ class _Log:
         return tuple(self._entries)
 
 
-def _contrast(engine: Engine, behaviour: Behaviour, prompts: Prompts, judge: Judge, report: Report) -> ContrastSet:
-    def answers(asked: Sequence[tuple[str, str | None]]) -> list[str]:
-        sampling = Sampling(max_tokens=ANSWER_TOKENS, repetition_penalty=1.1)
-        requests = [
-            Request(
-                prompt=[
-                    *([Message(role="system", content=system)] if system else []),
-                    Message(role="user", content=prompt),
-                ],
-                sampling=sampling,
-            )
-            for prompt, system in asked
-        ]
-        return [result.text for result in engine.generate(requests)]
+def _contrast(
+    engine: Engine, behaviour: Behaviour, prompts: Prompts, judge: Judge, report: Report, writer: Ask | None
+) -> ContrastSet:
+    """Plain answers are always the model's own; those that show the behaviour are the writer's, where there is one."""
+
+    def answers(asked: Sequence[tuple[str, str | None]], plain: int) -> list[str]:
+        if writer is None:
+            return write(engine, [asking(prompt, system=system) for prompt, system in asked])
+        own = write(engine, [asking(prompt) for prompt, _ in asked[:plain]])
+        return own + in_parallel(lambda each: writer(_messages(*each)), asked[plain:], _AT_ONCE)
 
     sides = {"train": prompts.train, "validation": prompts.validation}
-    return make_contrast_set(behaviour, sides, answers, judge, report)
+    n = len(prompts.train) + len(prompts.validation)
+    made = make_contrast_set(behaviour, sides, lambda asked: answers(asked, n), judge, report)
+    return made if writer is None else replace(made, source="answers of a language model")
+
+
+def _messages(prompt: str, system: str | None) -> list[dict[str, str]]:
+    return [{"role": message["role"], "content": message["content"]} for message in chat(prompt, system)]
+
+
+def _candidates(task: Task, encoder: SentenceEncoder, settings: AutoSettings, ask: Ask | None) -> list[Candidate]:
+    queries = queries_of(task.behaviour)
+    if ask is not None and settings.retrieval.search:
+        try:
+            queries = expanded(ask, task.behaviour)
+        except EndpointError as error:  # The search is a help, not a need.
+            task.report("search", {"expanded": False, "why": str(error)})
+        else:
+            task.report("search", {"expanded": True, "queries": [query.text for query in queries]})
+    return retrieve(task, encoder, settings.retrieval, queries)
 
 
 def _proof(task: Task, recipe: Recipe, prompts: Prompts, encoder: SentenceEncoder, settings: AutoSettings) -> Evidence:
-    other = EmbeddingJudge(
-        encoder,
-        positives=[item.positive for item in task.contrast.train],
-        negatives=[item.negative for item in task.contrast.train],
-        coherence=task.judge,
-    )
     questions = choice_questions()[: settings.choices]
     choices = (lambda steered: choice_accuracy(task.engine, questions, steered)) if questions else None
-    return prove(task, recipe, prompts.test, [task.judge, other], choices, len(questions))
+    return prove(task, recipe, prompts.test, proving_judges(task, encoder), choices, len(questions))
 
 
 def _weakest(tried: dict[float, float]) -> float:

@@ -1,6 +1,6 @@
 """Small charts as SVG text, to stand inside a page: they take its colours by CSS class, light or dark, and need no script.
 
-Classes: `axis` (lines), `tick` (texts), `line`, `dot`, `mark`, `bar`, `bar down`. Knows nothing of what is drawn.
+Classes: `axis` (lines), `axis zero`, `tick` (texts), `line`, `dot`, `mark`, `bar`, `bar down`. Knows nothing of what is drawn.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ def line_chart(
     parts.append(f'<polyline class="line" points="{path}"/>')
     for point in there if len(there) <= _MANY_DOTS else ():
         x, y = place(*point)
-        parts.append(f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="3"/>')
+        said = f"{_short(point[0])}: {_short(point[1])}"
+        parts.append(f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="3"><title>{said}</title></circle>')
     for point in there:
         if point[0] == mark:
             x, y = place(*point)
@@ -74,12 +75,17 @@ def bar(value: float, largest: float) -> str:
     )
 
 
-def whisker(mean: float, low: float, high: float) -> str:
-    """A mean with its interval on a scale from 0 to 1."""
-    at, left, right = (4 + 112 * max(0.0, min(1.0, value)) for value in (mean, low, high))
+def whisker(mean: float, low: float, high: float, *, bottom: float = 0.0, top: float = 1.0) -> str:
+    """A mean with its interval on a scale from `bottom` to `top`; 0 is marked where the scale goes below it."""
+
+    def place(value: float) -> float:
+        return 4 + 112 * max(0.0, min(1.0, (value - bottom) / (top - bottom)))
+
+    at, left, right, zero = (place(value) for value in (mean, low, high, 0.0))
+    origin = f'<line class="axis zero" x1="{zero:.1f}" x2="{zero:.1f}" y1="0" y2="14"/>' if bottom < 0 else ""
     return (
         '<svg class="small" aria-hidden="true" viewBox="0 0 120 14"><line class="axis" x1="4" x2="116" y1="7" y2="7"/>'
-        f'<line class="line" x1="{left:.1f}" x2="{right:.1f}" y1="7" y2="7"/>'
+        f'{origin}<line class="line" x1="{left:.1f}" x2="{right:.1f}" y1="7" y2="7"/>'
         f'<circle class="dot" cx="{at:.1f}" cy="7" r="4"/></svg>'
     )
 

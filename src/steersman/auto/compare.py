@@ -3,6 +3,7 @@
     FOLDER/runs.jsonl      a line a run: what it was, what came out
     FOLDER/results.json    rows of the table      table.md   the same to read
     FOLDER/scores.svg      score against epoch    scores.png
+    FOLDER/setup.json      what all runs share: model, SAE, examples, sizes
 
 Interrupted, it goes on where it stopped: runs that the log holds are not repeated. A run that fails is logged with its
 reason, and run again the next time. Knows nothing of how one combination is run.
@@ -16,7 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import JsonValue, TypeAdapter, ValidationError
 
 from steersman.auto.compare_report import Ended, Outcome, Row, drawn, rows_of, table_of
 from steersman.auto.experiment import Experiment, Run, runs_of
@@ -24,7 +25,7 @@ from steersman.errors import DataError, SteersmanError
 from steersman.facts import fact
 from steersman.files import replacing, storage_errors, write_bytes
 
-LOG_FILE = "runs.jsonl"
+LOG_FILE, SETUP_FILE = "runs.jsonl", "setup.json"
 
 
 @fact
@@ -48,6 +49,7 @@ def compare(
     run_one: Callable[[Run], Outcome],
     folder: Path,
     *,
+    setup: Mapping[str, JsonValue] | None = None,
     on_run: Callable[[Ended, int, int], None] | None = None,
 ) -> Comparison:
     """Run all combinations that the folder's log does not hold yet.
@@ -56,16 +58,19 @@ def compare(
         experiment: what to compare.
         run_one: does one combination; an error of steersman's own fails that run alone.
         folder: of the log and the results; made where it is not there.
+        setup: what all runs share beside the experiment, by name; runs of another setup are never taken from a folder.
         on_run: called after each run with its end, how many are done, and how many there are.
 
     Raises:
-        DataError: a log that cannot be read.
+        DataError: a log that cannot be read, or of another setup.
         StorageError: the disk refused.
     """
     runs, log = runs_of(experiment), folder / LOG_FILE
     with storage_errors(folder):  # Before the first run, not after it.
         folder.mkdir(parents=True, exist_ok=True)
     known = _logged(log)
+    if setup is not None:
+        _keep_setup(folder / SETUP_FILE, setup)
     ended: list[Ended] = []
     repeated = 0
     try:
@@ -114,6 +119,30 @@ def _logged(log: Path) -> Mapping[str, Outcome]:
         if each.outcome is not None:
             found[each.run.key] = each.outcome
     return found
+
+
+def _keep_setup(path: Path, setup: Mapping[str, JsonValue]) -> None:
+    """Write down what the runs of a folder share.
+
+    Raises:
+        DataError: the folder's runs share something else.
+    """
+    before: dict[str, JsonValue] = {}
+    try:
+        before = TypeAdapter(dict[str, JsonValue]).validate_json(path.read_bytes())
+    except FileNotFoundError:
+        pass
+    except ValidationError as error:
+        raise DataError(f"{path} is damaged; choose another folder") from error
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
+    for name in setup:
+        if name in before and before[name] != setup[name]:
+            raise DataError(
+                f"the runs in {path.parent} had another {name} ({json.dumps(before[name])}, not {json.dumps(setup[name])}); "
+                "choose another folder"
+            )
+    write_bytes(path, json.dumps({**before, **setup}, indent=2).encode())
 
 
 def _append(log: Path, ended: Ended) -> None:

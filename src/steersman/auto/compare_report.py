@@ -81,6 +81,10 @@ class Row:
     """Mean number of epochs until the best one."""
     seconds: float | None
     """Mean of a run."""
+    plain: float | None = None
+    """Mean score of plain answers, from the runs that say it."""
+    proven: int | None = None
+    """In how many runs the evidence supports the behaviour; None where no run says."""
     error: str | None = None
     """Of the first run that failed."""
 
@@ -101,14 +105,15 @@ def table_of(rows: Sequence[Row]) -> str:
     """The rows as a table in Markdown."""
     heads = ("behaviour", "optimiser", "scorer", "judge prompt", "features", "epochs")
     lines = [
-        f"| {' | '.join(heads)} | score | 95 % interval | runs | best after | seconds | failed with |",
-        "|" + "---|" * (len(heads) + 6),
+        f"| {' | '.join(heads)} | score | 95 % interval | plain | proven | runs | best after | seconds | failed with |",
+        "|" + "---|" * (len(heads) + 8),
     ]
     for row in rows:
         what = (row.behaviour, row.name, row.scorer, row.judge_prompt, row.features, row.epochs)
         score = row.score
         spread = "" if score.low is None or score.high is None else f"{score.low:.3f} to {score.high:.3f}"
         cells = [*("" if cell is None else str(cell) for cell in what), _number(score.mean, 3), spread]
+        cells += [_number(row.plain, 3), "" if row.proven is None else str(row.proven)]
         cells += [f"{score.n} / {score.total}", _number(row.steps, 1), _number(row.seconds, 1), row.error or ""]
         lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
@@ -173,6 +178,8 @@ def _row(behaviour: str, group: Sequence[Ended]) -> Row:
         for each in outcomes
         if each.history
     ]
+    plain = [float(each) for fact in outcomes if isinstance(each := fact.facts.get("plain"), int | float)]
+    verdicts = [each.facts["verdict"] for each in outcomes if "verdict" in each.facts]
     errors = [each.error or (each.outcome.missing if each.outcome else None) for each in group]
     return Row(
         name=run.name,
@@ -184,6 +191,8 @@ def _row(behaviour: str, group: Sequence[Ended]) -> Row:
         score=bootstrap([None if each.outcome is None else each.outcome.score for each in group]),
         steps=fmean(best) if best else None,
         seconds=fmean(each.seconds for each in outcomes) if outcomes else None,
+        plain=fmean(plain) if plain else None,
+        proven=verdicts.count("proven") if verdicts else None,
         error=next((error for error in errors if error), None),
     )
 

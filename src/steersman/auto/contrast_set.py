@@ -13,25 +13,36 @@ from steersman.errors import DataError
 from steersman.judges.facts import Answered, Judge, Verdict
 
 Answers = Callable[[Sequence[tuple[str, str | None]]], list[str]]
-"""Answers to (prompt, system prompt) pairs, in one batch."""
+"""Answers to pairs of what the user says and a system prompt, in one batch."""
 
-PHRASINGS = (
-    "{behaviour}. Always answer like this, whatever you are asked.",
-    "You are an assistant with one rule that shows in every sentence you write: {behaviour}.",
-    "Answer the user's question. While you do so, {behaviour_lower}.",
+SYSTEM = "{behaviour}. Always answer like this, whatever you are asked."
+"""How a system prompt asks for a behaviour."""
+PHRASINGS: tuple[tuple[str, str | None], ...] = (
+    ("{prompt} {behaviour}.", SYSTEM),
+    ("{prompt} {behaviour}.", None),
 )
-"""Ways to ask for a behaviour in a system prompt; the best answer to each prompt is kept."""
+"""Ways to ask for a behaviour, each what the user says and the system prompt; the best answer to each prompt is kept. Small
+models often ignore a system prompt: what stands behind the question shows more (docs/log.md)."""
 
+OWN_ANSWERS = "the model's own answers"
+"""Source of a contrast set that the model wrote."""
 MIN_ITEMS = 6
 _MIN_GAIN = 0.1
 _REFUSALS = ("i'm sorry", "i am sorry", "i cannot", "i can't", "as an ai", "i'm unable", "i am unable")
 
 
-def phrasings(behaviour: Behaviour) -> tuple[str, ...]:
-    """System prompts that ask for a behaviour."""
-    said = behaviour.description.strip().rstrip(".!")
-    upper, lower = said[:1].upper() + said[1:], said[:1].lower() + said[1:]
-    return tuple(phrasing.format(behaviour=upper, behaviour_lower=lower) for phrasing in PHRASINGS)
+def system_prompt(behaviour: Behaviour) -> str:
+    """A system prompt that asks for a behaviour."""
+    return SYSTEM.format(behaviour=_imperative(behaviour))
+
+
+def phrasings(behaviour: Behaviour, prompt: str) -> list[tuple[str, str | None]]:
+    """Ways to ask for a behaviour: what the user says, and the system prompt if there is one."""
+    said = _imperative(behaviour)
+    return [
+        (user.format(prompt=prompt, behaviour=said), system and system.format(behaviour=said))
+        for user, system in PHRASINGS
+    ]
 
 
 def make_contrast_set(
@@ -57,16 +68,16 @@ def make_contrast_set(
         DataError: fewer than six positives are left: the model does not show the behaviour even when it is told to.
     """
     flat = [(side, prompt) for side in ("train", "validation") for prompt in prompts[side]]
-    systems = phrasings(behaviour)
-    asked = [(prompt, None) for _, prompt in flat] + [(prompt, system) for _, prompt in flat for system in systems]
-    written = answers(asked)
+    told_to = [asked for _, prompt in flat for asked in phrasings(behaviour, prompt)]
+    written = answers([*((prompt, None) for _, prompt in flat), *told_to])
     plain, told = written[: len(flat)], written[len(flat) :]
+    n = len(PHRASINGS)
+    judged = [prompt for _, prompt in flat] + [prompt for _, prompt in flat for _ in range(n)]
     verdicts = judge.judge(
-        behaviour.description, [Answered(prompt, text) for (prompt, _), text in zip(asked, written, strict=True)]
+        behaviour.description, [Answered(prompt, text) for prompt, text in zip(judged, written, strict=True)]
     )
     dropped: Counter[str] = Counter()
     kept: dict[str, list[ContrastItem]] = {"train": [], "validation": []}
-    n = len(systems)
     for number, (side, prompt) in enumerate(flat):
         chosen = slice(number * n, (number + 1) * n)
         own = list(zip(told[chosen], verdicts[len(flat) :][chosen], strict=True))
@@ -87,7 +98,7 @@ def make_contrast_set(
         train=tuple(kept["train"]),
         validation=tuple(kept["validation"]),
         dropped=dict(dropped),
-        source="the model's own answers",
+        source=OWN_ANSWERS,
     )
 
 
@@ -116,3 +127,9 @@ def _fault(text: str, plain: str, verdict: Verdict, of_plain: Verdict) -> str | 
     if verdict.behaviour < of_plain.behaviour + _MIN_GAIN:
         return "without the behaviour"
     return None
+
+
+def _imperative(behaviour: Behaviour) -> str:
+    """The description as a sentence without its full stop."""
+    said = " ".join(behaviour.description.split()).rstrip(".!")
+    return said[:1].upper() + said[1:]

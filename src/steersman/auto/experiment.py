@@ -14,6 +14,11 @@ max_strength = 0.4
 [optimisers.both]
 method = "bayes+textgrad"
 bayes = { trials = 20 }
+
+[examples]                                # of some behaviours; the model answers for the others
+"talk like a pirate" = "pirate"           # a set that ships, or a file of pairs
+[sizes]                                   # of `AutoSettings`: how much each run does
+test = 16
 """
 
 from __future__ import annotations
@@ -22,13 +27,14 @@ import hashlib
 import itertools
 import json
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, field, fields
 from pathlib import Path
 from typing import Any
 
 from pydantic import JsonValue
 
+from steersman.auto.autosteer import AutoSettings
 from steersman.auto.facts import Behaviour
 from steersman.auto.optimise import make_optimiser, parts_of, settings_of
 from steersman.auto.optimise.textgrad import SCORERS
@@ -39,6 +45,7 @@ from steersman.judges.llm import JUDGE_PROMPTS
 from steersman.models.asking import Ask, Messages
 
 _SCORER_SETTINGS = {"critique", "reasoning"}
+_SIZES = tuple(each.name for each in fields(AutoSettings) if type(each.default) is int and each.name != "seed")
 
 
 @fact
@@ -66,6 +73,18 @@ class Experiment:
     epochs: tuple[int, ...] = ()
     """Of optimisers with epochs; none: as they have it."""
     seeds: tuple[int, ...] = (0,)
+    examples: dict[str, str] = field(default_factory=dict)
+    """File or shipped set of a behaviour's examples; behaviours without: the model's own answers."""
+    sizes: dict[str, int] = field(default_factory=dict)
+    """How much each run does; what is left out is as auto-steering has it."""
+
+    def settings(self, seed: int) -> AutoSettings:
+        """What auto-steering is told, by the seed of a run.
+
+        Raises:
+            DataError: sizes that prove nothing.
+        """
+        return AutoSettings(**{**self.sizes, "seed": seed})  # type: ignore[arg-type]
 
 
 @fact
@@ -145,16 +164,14 @@ def experiment_of(found: Mapping[str, Any]) -> Experiment:
         features=_list("features", found.get("features", []), int, may_be_empty=True),
         epochs=_list("epochs", found.get("epochs", []), int, may_be_empty=True),
         seeds=_list("seeds", found.get("seeds", [0]), int),
+        examples=_named("examples", found.get("examples", {}), str),
+        sizes=_named("sizes", found.get("sizes", {}), int),
     )
-    for name, values, choices in (
-        ("scorer", made.scorers, SCORERS),
-        ("judge prompt", made.judge_prompts, JUDGE_PROMPTS),
-    ):
-        for value in values:
-            if value not in choices:
-                raise DataError(
-                    f"unknown {name} {value!r}; there are {', '.join(choices)}" + did_you_mean(value, choices)
-                )
+    _check_names("behaviour in examples", made.examples, made.behaviours)
+    _check_names("size", made.sizes, _SIZES)
+    made.settings(seed=0)
+    _check_names("scorer", made.scorers, SCORERS)
+    _check_names("judge prompt", made.judge_prompts, JUDGE_PROMPTS)
     for behaviour in made.behaviours:
         Behaviour(description=behaviour)
     for run in runs_of(made):
@@ -236,6 +253,20 @@ def _list(name: str, found: object, kind: type, *, may_be_empty: bool = False) -
         if value < low:
             raise DataError(f"{name} must be {low} or more, not {value}")
     return tuple(dict.fromkeys(found))
+
+
+def _named(name: str, found: object, kind: type) -> dict[str, Any]:
+    """A table of texts, or of whole numbers."""
+    words = "texts" if kind is str else "whole numbers"
+    if not isinstance(found, Mapping) or any(type(value) is not kind for value in found.values()):
+        raise DataError(f"{name} must be a table of {words}, not {found!r}")
+    return dict(found)
+
+
+def _check_names(what: str, found: Iterable[str], known: Collection[str]) -> None:
+    for name in found:
+        if name not in known:
+            raise DataError(f"unknown {what} {name!r}; there are {', '.join(known)}" + did_you_mean(name, known))
 
 
 def _nobody(_: Messages) -> str:

@@ -152,6 +152,7 @@ class AutoResult:
     features: tuple[FeatureWeight, ...]
     strength: float
     """Length of what is added, in mean residual norms."""
+    contrast: ContrastSet
     candidates: tuple[Candidate, ...]
     history: tuple[Epoch, ...]
     strengths: dict[float, float]

@@ -12,19 +12,22 @@ from statistics import fmean
 
 import torch
 
-from steersman.auto.contrast_set import phrasings
+from steersman.auto.contrast_set import system_prompt
 from steersman.auto.facts import ChoiceAccuracy, Evidence, Example, Scores, Verdict
 from steersman.auto.task import Task
+from steersman.auto.writing import asking, write
 from steersman.intervals import Interval, bootstrap, paired_difference
+from steersman.judges.embedding import EmbeddingJudge
 from steersman.judges.facts import Answered, Judge
 from steersman.judges.facts import Verdict as JudgeVerdict
+from steersman.models.sentence_encoder import TextEncoder
 from steersman.steering.edits import Add
 from steersman.steering.recipe import Recipe
 from steersman.steering.vector import Vector
 
 WAYS = ("plain", "steered", "prompted", "random")
 _EXAMPLES = 8
-_PROOF_TOKENS = 64
+_PROOF_TOKENS = 48
 Choices = Callable[[Recipe | None], float]
 """Accuracy on multiple-choice questions, plain (None) or steered."""
 
@@ -47,18 +50,18 @@ def prove(
         choices: accuracy on multiple-choice questions, plain and steered.
         n_choices: how many questions that are.
     """
-    answers = {
-        "plain": task.answers(prompts, tokens=_PROOF_TOKENS),
-        "steered": task.answers(prompts, recipe, tokens=_PROOF_TOKENS),
-        "prompted": task.answers(prompts, system=phrasings(task.behaviour)[0], tokens=_PROOF_TOKENS),
-        "random": task.answers(prompts, random_control(recipe, task.seed), tokens=_PROOF_TOKENS),
+    told, random = system_prompt(task.behaviour), random_control(recipe, task.seed)
+    asked = {
+        "plain": [asking(prompt, tokens=_PROOF_TOKENS) for prompt in prompts],
+        "steered": [asking(prompt, recipe, tokens=_PROOF_TOKENS) for prompt in prompts],
+        "prompted": [asking(prompt, system=told, tokens=_PROOF_TOKENS) for prompt in prompts],
+        "random": [asking(prompt, random, tokens=_PROOF_TOKENS) for prompt in prompts],
     }
-    flat = [Answered(prompt, text) for way in WAYS for prompt, text in zip(prompts, answers[way], strict=True)]
-    given = [judge.judge(task.behaviour.description, flat) for judge in judges]
-    n = len(prompts)
-    verdicts = {way: [each[number * n : (number + 1) * n] for each in given] for number, way in enumerate(WAYS)}
+    written = iter(write(task.engine, [request for way in WAYS for request in asked[way]]))
+    answers = {way: [next(written) for _ in prompts] for way in WAYS}
+    verdicts = _verdicts(task, prompts, answers, judges)
     for way in WAYS:
-        task.report("proof", {"way": way, "n": n})
+        task.report("proof", {"way": way, "n": len(prompts)})
     products = {way: _mean_over_judges(verdicts[way], "product") for way in WAYS}
     differences = {way: paired_difference(products["steered"], products[way]) for way in WAYS if way != "steered"}
     verdict, why = _weigh(differences)
@@ -78,6 +81,31 @@ def prove(
         verdict=verdict,
         why=why,
     )
+
+
+def proving_judges(task: Task, encoder: TextEncoder) -> list[Judge]:
+    """The judge that tuned, and one that knows nothing of likelihoods: it has learnt the behaviour from the examples."""
+    positives = [item.positive for item in task.contrast.train]
+    negatives = [item.negative for item in task.contrast.train]
+    return [task.judge, EmbeddingJudge(encoder, positives, negatives, coherence=task.judge)]
+
+
+def scored(
+    task: Task, prompts: Sequence[str], answers: Mapping[str, Sequence[str]], judges: Sequence[Judge]
+) -> dict[str, Scores]:
+    """What ways of answering the same prompts come to, each the mean over the judges."""
+    verdicts = _verdicts(task, prompts, answers, judges)
+    return {way: _scores(verdicts[way]) for way in answers}
+
+
+def _verdicts(
+    task: Task, prompts: Sequence[str], answers: Mapping[str, Sequence[str]], judges: Sequence[Judge]
+) -> dict[str, list[list[JudgeVerdict]]]:
+    """Of each way, the verdicts of each judge."""
+    flat = [Answered(prompt, text) for way in answers for prompt, text in zip(prompts, answers[way], strict=True)]
+    given = [judge.judge(task.behaviour.description, flat) for judge in judges]
+    n = len(prompts)
+    return {way: [each[at * n : (at + 1) * n] for each in given] for at, way in enumerate(answers)}
 
 
 def random_control(recipe: Recipe, seed: int) -> Recipe:

@@ -1,7 +1,8 @@
 """Which features may carry a behaviour: by gradient, by contrast, by search. Doubtful ones are marked.
 
-The gradient ranks *all* features in one backward pass: how much likelier the examples become, to first order, for each unit of
-a feature's decoder row added at every token (attribution, as in arXiv:2310.10348 for edges; here one product with the decoder).
+The gradient ranks *all* features in one backward pass over the lessons: how much nearer the model comes to what it should
+predict, to first order, for each unit of a feature's decoder row added at every token (attribution, as in arXiv:2310.10348 for
+edges; here one product with the decoder).
 """
 
 from __future__ import annotations
@@ -12,13 +13,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steersman.auto.facts import Behaviour, Candidate, ContrastItem, Source
+from steersman.auto.expand import Query, queries_of
+from steersman.auto.facts import Candidate, Source
 from steersman.auto.task import Task
 from steersman.facts import fact
-from steersman.models.language_model import LanguageModel, Message
+from steersman.models.language_model import Message
 from steersman.models.sentence_encoder import TextEncoder
-from steersman.models.spans import answer_span
-from steersman.models.upper import Reading, UpperModel
 from steersman.sae.index.clues import read_label
 from steersman.sae.index.contrast import contrast
 from steersman.sae.index.facts import FeatureIndex
@@ -44,15 +44,24 @@ class RetrievalSettings:
     """Keep features that fire everywhere or on formatting only."""
 
 
-def retrieve(task: Task, encoder: TextEncoder, settings: RetrievalSettings) -> list[Candidate]:
-    """Candidate features, best first; each source's scores are scaled to at most 1."""
+def retrieve(
+    task: Task, encoder: TextEncoder, settings: RetrievalSettings, queries: Sequence[Query] | None = None
+) -> list[Candidate]:
+    """Candidate features, best first; each source's scores are scaled to at most 1.
+
+    Args:
+        task: whose behaviour is looked for.
+        encoder: reads queries and labels.
+        settings: how many of each source.
+        queries: what labels are searched for; by default the description and its opposite.
+    """
     found: dict[Source, dict[int, float]] = {}
     if settings.gradient:
         found["gradient"] = _strongest(attribution(task), settings.gradient)
     if settings.contrast:
         found["contrast"] = _by_contrast(task, settings.contrast)
     if settings.search:
-        found["search"] = _by_search(task.index, task.behaviour, encoder, settings.search)
+        found["search"] = _by_search(task.index, queries or queries_of(task.behaviour), encoder, settings.search)
     merged: dict[int, list[tuple[Source, float]]] = {}
     for source, scores in found.items():
         top = max((abs(score) for score in scores.values()), default=1.0) or 1.0
@@ -75,29 +84,16 @@ def retrieve(task: Task, encoder: TextEncoder, settings: RetrievalSettings) -> l
 
 
 def attribution(task: Task) -> Float[Tensor, " features"]:
-    """Gradient of the examples' mean log-probability a token, along the unit decoder row of every feature.
-
-    The positive answers pull up, the plain ones push down: what merely makes any answer likelier cancels out.
-    """
-    upper = UpperModel(task.model, task.sae.config.layer)
-    total = torch.zeros(task.model.d_model)
-    for sign, side in ((1.0, "positive"), (-1.0, "negative")):
-        readings = [reading_of(task.model, item, getattr(item, side)) for item in task.contrast.train]
-        n = sum(len(reading.ids) - reading.start for reading in readings)
-        for batch in upper.prepare(readings):
-            added = torch.zeros_like(batch.hidden, dtype=torch.float32, requires_grad=True)
-            (slope,) = torch.autograd.grad(upper.logprobs(batch, added).sum(), added)
-            total += sign * slope.sum((0, 1)).cpu() / n
+    """How fast the lessons' loss falls, in nats a token, along the unit decoder row of every feature."""
+    lessons, total = task.lessons, torch.zeros(task.model.d_model)
+    for lesson in lessons.train:
+        added = torch.zeros(task.model.d_model, device=task.model.device, requires_grad=True)
+        (slope,) = torch.autograd.grad(lesson.loss(lessons.upper, added), added)
+        total -= slope.cpu()
     rows = task.sae.W_dec.cpu()
-    scores: Tensor = (rows / rows.norm(dim=1, keepdim=True).clamp(min=1e-8)) @ total
+    unit = rows / rows.norm(dim=1, keepdim=True).clamp(min=1e-8)
+    scores: Tensor = unit @ total / sum(map(len, lessons.train))
     return scores
-
-
-def reading_of(model: LanguageModel, item: ContrastItem, answer: str) -> Reading:
-    """An answer to its prompt, without the system prompt that asked for it; its tokens are to be predicted."""
-    chat = [Message(role="user", content=item.prompt), Message(role="assistant", content=answer)]
-    span = answer_span(model, chat)
-    return Reading(tuple(span.ids[: span.stop]), span.start)
 
 
 def marks(index: FeatureIndex, feature: int) -> tuple[str, ...]:
@@ -130,13 +126,19 @@ def _by_contrast(task: Task, n: int) -> dict[int, float]:
     return {difference.feature: difference.score for difference in best}
 
 
-def _by_search(index: FeatureIndex, behaviour: Behaviour, encoder: TextEncoder, n: int) -> dict[int, float]:
-    """Features near the description, and, to be pushed down, those near its opposite alone."""
-    hits = {hit.feature: hit.score for hit in search(index, behaviour.description, encoder, n=n)}
-    if behaviour.opposite:
-        for hit in search(index, behaviour.opposite, encoder, n=n):
-            hits.setdefault(hit.feature, -hit.score)
-    return hits
+def _by_search(index: FeatureIndex, queries: Sequence[Query], encoder: TextEncoder, n: int) -> dict[int, float]:
+    """Features near any query; those near an opposite alone are to be pushed down."""
+    hits: dict[int, float] = {}
+    for query in sorted(queries, key=lambda each: each.is_opposite):
+        for hit in search(index, query.text, encoder, n=n):
+            if not query.is_opposite:
+                hits[hit.feature] = max(hits.get(hit.feature, hit.score), hit.score)
+            else:
+                hits.setdefault(hit.feature, -hit.score)
+    up = sorted((feature for feature in hits if hits[feature] >= 0), key=lambda feature: -hits[feature])
+    down = sorted((feature for feature in hits if hits[feature] < 0), key=lambda feature: hits[feature])
+    room = min(len(down), n // 3)  # Opposites have a third of the places.
+    return {feature: hits[feature] for feature in (*up[: n - room], *down[:room])}
 
 
 def _chat(prompt: str, answer: str) -> Sequence[Message]:

@@ -7,13 +7,12 @@ from statistics import fmean
 
 import torch
 
-from steersman.auto.task import ANSWER_TOKENS, Task
-from steersman.engine.request import Request, Sampling
-from steersman.models.language_model import Message
+from steersman.auto.task import Task
+from steersman.auto.writing import asking, write
 from steersman.steering.recipe import Recipe
 
-FACTORS = (0.6, 1.0, 1.4, 1.8, 2.3, 2.8, 3.4)
-"""Tried on the length that the weights were trained at; two to two and a half is usual."""
+FACTORS = (0.5, 0.7, 0.85, 1.0, 1.2, 1.45)
+"""Tried on the length that the weights were trained at."""
 
 _USUAL = 0.12
 """Length to try around where an optimiser does not say one, in mean residual norms."""
@@ -42,18 +41,12 @@ def choose_strength(
     """
     own = max(edit.strength for edit in recipe.edits)
     lengths = [0.0, *(factor * (around or _USUAL) for factor in FACTORS)]
-    sampling = Sampling(max_tokens=ANSWER_TOKENS, repetition_penalty=1.1)
     requests = [
-        Request(
-            prompt=[Message(role="user", content=prompt)],
-            recipe=recipe if length else None,
-            strength=length / own if length else 1.0,
-            sampling=sampling,
-        )
+        asking(prompt, recipe if length else None, strength=length / own if length else 1.0)
         for length in lengths
         for prompt in prompts
     ]
-    texts = [result.text for result in task.engine.generate(requests)]
+    texts = write(task.engine, requests)
     verdicts = task.judged(list(prompts) * len(lengths), texts)
     scores: dict[float, float] = {}
     for number, length in enumerate(lengths):

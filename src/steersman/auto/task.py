@@ -4,24 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
+from functools import cached_property
 from typing import Protocol
 
 from steersman.auto.facts import Behaviour, Candidate, ContrastSet, Report, Tuned
+from steersman.auto.lessons import Lessons, make_lessons
+from steersman.auto.writing import ANSWER_TOKENS, asking, write
 from steersman.engine.engine import Engine
-from steersman.engine.request import Request, Sampling
 from steersman.judges.facts import Answered, Judge, Verdict
-from steersman.models.language_model import LanguageModel, Message
+from steersman.models.language_model import LanguageModel
 from steersman.sae.index.facts import FeatureIndex
 from steersman.sae.model import SparseAutoencoder
 from steersman.steering.features import add_features
 from steersman.steering.recipe import Recipe
 
-ANSWER_TOKENS = 48
-"""Length of the answers that are judged while tuning."""
 
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Task:
     """One behaviour to be steered to."""
 
@@ -34,6 +32,11 @@ class Task:
     seed: int
     report: Report
     """Told what happens, as it happens."""
+
+    @cached_property
+    def lessons(self) -> Lessons:
+        """What weights are trained on; prepared when first asked for."""
+        return make_lessons(self.model, self.sae.config.layer, self.behaviour, self.contrast, self.seed)
 
     @property
     def model(self) -> LanguageModel:
@@ -58,36 +61,15 @@ class Task:
         )
 
     def answers(
-        self,
-        prompts: Sequence[str],
-        recipe: Recipe | None = None,
-        *,
-        system: str | None = None,
-        tokens: int = ANSWER_TOKENS,
+        self, prompts: Sequence[str], recipe: Recipe | None = None, *, tokens: int = ANSWER_TOKENS
     ) -> list[str]:
-        """Greedy answers, all prompts in one batch; `system` is a system prompt."""
-        sampling = Sampling(max_tokens=tokens, repetition_penalty=1.1)
-        before = [Message(role="system", content=system)] if system else []
-        requests = [
-            Request(
-                prompt=[*before, Message(role="user", content=prompt)],
-                recipe=recipe,
-                sampling=sampling,
-            )
-            for prompt in prompts
-        ]
-        return [result.text for result in self.engine.generate(requests)]
+        """Greedy answers, all prompts in one batch."""
+        return write(self.engine, [asking(prompt, recipe, tokens=tokens) for prompt in prompts])
 
     def judged(self, prompts: Sequence[str], answers: Sequence[str]) -> list[Verdict]:
         """The judge's verdicts on answers to prompts."""
         items = [Answered(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
         return self.judge.judge(self.behaviour.description, items)
-
-    def validate(self, weights: Mapping[int, float], strength: float, prompts: Sequence[str]) -> float:
-        """Mean product of behaviour and coherence of steered answers; 0 only where nothing could be judged at all."""
-        verdicts = self.judged(prompts, self.answers(prompts, self.recipe(weights, strength)))
-        products = [verdict.product for verdict in verdicts if verdict.product is not None]
-        return fmean(products) if products else 0.0
 
 
 class Optimiser(Protocol):

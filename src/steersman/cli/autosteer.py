@@ -1,11 +1,12 @@
 """`steersman autosteer`: one sentence in, a proven recipe out.
 
 Exit codes beside the usual ones: 3 when the evidence does not support the behaviour (everything is written all the same), 130
-when interrupted, with the best so far saved.
+when interrupted, with the best so far saved; the same command then goes on behind the last finished stage.
 """
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -36,10 +37,12 @@ if TYPE_CHECKING:
     from steersman.models.endpoint import Endpoint
     from steersman.steering.pairs import Pair
 
+INTERRUPTED_RECIPE, PROGRESS = "best-so-far.json", "progress"
+"""What an interrupted run leaves in its folder: its best weights as a recipe, and the stages that are done."""
 UNPROVEN = 3
 """Exit code: the evidence does not support the behaviour."""
 _INTERRUPTED = 130
-_SLOTS = 32
+_BY_LLM = "llm"
 
 
 def autosteer(
@@ -55,7 +58,8 @@ def autosteer(
         str | None,
         typer.Option(
             metavar="FILE",
-            help="JSONL of prompt, positive and negative answer, or a shipped set's name; by default the model's own answers.",
+            help="JSONL of prompt, positive and negative answer, a shipped set's name, or llm: written by the endpoint. "
+            "By default the model's own answers.",
         ),
     ] = None,
     optimiser: Annotated[
@@ -77,17 +81,20 @@ def autosteer(
     from steersman.auto import autosteer as auto
     from steersman.auto.facts import Behaviour
     from steersman.auto.report import RECIPE, result_json, write_report
+    from steersman.auto.writing import SLOTS
     from steersman.engine.engine import Engine, EngineLimits
+    from steersman.settings import Settings
 
     if judge not in ("local", "llm"):
         raise typer.BadParameter("use local or llm", param_hint="--judge")
     refuse_overwrite(to / RECIPE, force)
     wanted = Behaviour(description=description, opposite=opposite)
-    endpoint = _endpoint() if judge == "llm" or "textgrad" in optimiser else None
+    needed = judge == "llm" or "textgrad" in optimiser or examples == _BY_LLM
+    endpoint = endpoint_of_settings() if needed or Settings.from_env().llm_url else None
     tuner = _optimiser(optimiser, features, endpoint)
-    given = _contrast(read_pairs(examples)) if examples else None
+    given = endpoint if examples == _BY_LLM else contrast_of(read_pairs(examples)) if examples else None
     language_model = load(model, device, dtype)
-    engine = Engine(language_model, EngineLimits(slots=_SLOTS), profile=profile(language_model))
+    engine = Engine(language_model, EngineLimits(slots=SLOTS), profile=profile(language_model))
     encoder = load_encoder()
     watch = Watch(description)
     try:
@@ -100,17 +107,22 @@ def autosteer(
                 judge=_judge(judge, endpoint),
                 optimiser=tuner,
                 contrast=given,
+                ask=endpoint,
                 settings=auto.AutoSettings(seed=seed),
                 report=report,
+                folder=to / PROGRESS,
             )
     except (KeyboardInterrupt, SteersmanError) as stop:
         interrupted = isinstance(stop, KeyboardInterrupt)
         if interrupted or watch.best is not None:
-            _say(_save_best(watch, wanted, engine, sae, features, to / RECIPE))
+            _say(_save_best(watch, wanted, engine, sae, features, to / INTERRUPTED_RECIPE))
         if interrupted:
+            _say("the same command goes on where it stopped")
             raise typer.Exit(_INTERRUPTED) from None
         raise
     recipe = write_report(result, to)
+    shutil.rmtree(to / PROGRESS, ignore_errors=True)
+    (to / INTERRUPTED_RECIPE).unlink(missing_ok=True)
     if as_json:
         print_json(result_json(result, recipe))
     else:
@@ -120,7 +132,7 @@ def autosteer(
         raise typer.Exit(UNPROVEN)
 
 
-def _endpoint() -> Endpoint:
+def endpoint_of_settings() -> Endpoint:
     """The language model that the environment names."""
     from steersman.models.endpoint import Endpoint
     from steersman.settings import Settings
@@ -143,7 +155,7 @@ def _judge(name: str, endpoint: Endpoint | None) -> Judge | None:
     return LlmJudge(ask=endpoint) if name == "llm" and endpoint is not None else None
 
 
-def _contrast(pairs: list[Pair]) -> ContrastSet:
+def contrast_of(pairs: list[Pair]) -> ContrastSet:
     """Pairs of answers to one user message as examples of the behaviour.
 
     Raises:

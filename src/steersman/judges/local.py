@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from steersman.engine.engine import Engine
-from steersman.engine.likelihood import answer_logprobs
-from steersman.judges.coherence import NOTHING, aside, cosines, weigh
+from steersman.engine.likelihood import AnswerItem, answer_logprobs
+from steersman.judges.coherence import NOTHING, aside, cosines, form, variety, weigh
 from steersman.judges.facts import Answered, Verdict
-from steersman.judges.likelihood import asked, log_ratio, score
+from steersman.judges.likelihood import NEUTRAL, TOLD, asked, log_ratio, score, sentence
+from steersman.models.language_model import chat
 from steersman.models.sentence_encoder import TextEncoder
 
 _REMEMBERED = 4096
@@ -59,6 +60,41 @@ class LocalJudge:
             whole = weigh(items[index].answer, read[-1], elsewhere, cosine)
             verdicts[index] = _verdict(score(log_ratio(read)), whole.score, whole.complaint)
         return verdicts
+
+
+class QuickJudge:
+    """The default judge in short, for many answers that the model wrote unsteered: two readings an answer instead of five.
+
+    Behaviour: likelihood when told to behave so, against a neutral system prompt in the same words. Coherence: whole words and no
+    loops; unsteered text need not be asked for more. Good for comparing answers to one prompt; `LocalJudge` is better calibrated.
+    """
+
+    name = "likelihood, in short"
+
+    def __init__(self, engine: Engine) -> None:
+        """Make a judge of an engine's model, unsteered."""
+        self.engine = engine
+
+    def judge(self, behaviour: str, items: Sequence[Answered]) -> list[Verdict]:
+        """One verdict an answer, in order. An empty answer scores 0 in both.
+
+        Raises:
+            DataError: the behaviour is empty.
+            RequestError: a prompt is empty, an answer is too long for the model, or the model has no chat template.
+        """
+        told = TOLD[0].format(behaviour=sentence(behaviour))
+        full = [item for item in dict.fromkeys(items) if item.answer.strip()]
+        asks = [
+            AnswerItem(prompt=chat(item.prompt, system), answer=item.answer)
+            for item in full
+            for system in (told, NEUTRAL)
+        ]
+        found = iter(answer_logprobs(self.engine, asks))
+        verdicts = {}
+        for item in full:
+            ratio = float(next(found).mean()) - float(next(found).mean())
+            verdicts[item] = _verdict(score(ratio), form(item.answer) * variety(item.answer), "")
+        return [verdicts.get(item, _verdict(0.0, 0.0, "empty")) for item in items]
 
 
 def _verdict(behaviour: float, coherence: float, critique: str) -> Verdict:

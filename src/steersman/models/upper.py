@@ -62,9 +62,11 @@ class UpperModel:
                 batches[-1].append(reading_)
             else:
                 batches.append([reading_])
-        return [self._prepared(batch) for batch in batches]
+        return [self.together(batch) for batch in batches]
 
-    def _prepared(self, batch: Sequence[Reading]) -> Prepared:
+    @torch.no_grad()
+    def together(self, batch: Sequence[Reading]) -> Prepared:
+        """Run the lower blocks over texts as one batch, in the order given."""
         width = max(len(each.ids) for each in batch)
         ids = torch.tensor([[*each.ids, *[0] * (width - len(each.ids))] for each in batch])
         columns = torch.arange(width)
@@ -76,8 +78,10 @@ class UpperModel:
             self.model.hf(input_ids=ids, attention_mask=mask, use_cache=False)
         return Prepared(ids, mask, outputs[self.layer].clone(), wanted)
 
-    def logprobs(self, batch: Prepared, added: Float[Tensor, " d_model"] | Float[Tensor, "rows seq d_model"]) -> Tensor:
-        """Log-probability `(n,)` of each wanted token, with `added` at every token but the first; differentiable in it."""
+    def logits(
+        self, batch: Prepared, added: Float[Tensor, " d_model"] | Float[Tensor, "rows seq d_model"]
+    ) -> Float[Tensor, "n vocab"]:
+        """Logits, float32, for each wanted token, with `added` at every token but the first; differentiable in it."""
         push = added.expand_as(batch.hidden).clone()
         push[:, 0] = 0.0  # The first token is an attention sink.
         edited = (batch.hidden.float() + push).to(batch.hidden.dtype)
@@ -88,8 +92,14 @@ class UpperModel:
             editing(self.model.blocks, {self.layer: lambda _: edited}),
             _predicting(self.model.hf.get_output_embeddings(), batch.wanted),
         ):
-            logits = self.model.hf(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
-        return -F.cross_entropy(logits[0].float(), batch.targets, reduction="none")
+            logits: Tensor = self.model.hf(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
+        return logits[0].float()
+
+    def logprobs(
+        self, batch: Prepared, added: Float[Tensor, " d_model"] | Float[Tensor, "rows seq d_model"]
+    ) -> Float[Tensor, " n"]:
+        """Log-probability of each wanted token, with `added` at every token but the first; differentiable in it."""
+        return -F.cross_entropy(self.logits(batch, added), batch.targets, reduction="none")
 
 
 @contextlib.contextmanager

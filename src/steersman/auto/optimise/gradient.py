@@ -1,17 +1,16 @@
-"""Weights by gradient: make the examples likely with few features and a short vector. Needs no language model to help.
+"""Weights by gradient: bring the model near to what it should predict, with few features. Needs no language model to help.
 
     added  = mean_norm * sum_i weight_i * unit(decoder row i)
-    loss   = -mean log p(token of the positive answer | prompt, added) + l1 * sum |weight|
+    loss   = mean divergence of the lessons with `added` in the residual stream
 
 Few features are reached step by step: the smallest weights are dropped while the others go on learning, since what is cut off at
 once takes most of the effect with it. The sign of a weight is that of its candidate's score, the norm of what is added is held
-below a limit, and validation examples choose among the weights of the last steps.
+below a limit, and validation texts choose among the weights of the last steps.
 """
 
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -19,11 +18,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steersman.auto.facts import Candidate, ContrastItem, Epoch, Tuned
-from steersman.auto.retrieve import reading_of
+from steersman.auto.facts import Candidate, Epoch, Tuned
+from steersman.auto.lessons import Lesson, each_step, mean_loss
 from steersman.auto.task import Task
 from steersman.errors import DataError
-from steersman.models.upper import Prepared, UpperModel
+
+_MOMENTUM = 0.7
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,21 +32,20 @@ class Gradient:
 
     features: int = 8
     """At most so many in the end."""
-    steps: int = 32
-    batch: int = 12
-    """Examples a step."""
-    learning_rate: float = 0.04
-    l1: float = 0.02
-    max_norm: float = 0.35
+    steps: int = 20
+    """Each on one lesson."""
+    learning_rate: float = 0.05
+    """Length of the first step, in mean residual norms for a single feature; it falls to 0."""
+    max_norm: float = 0.5
     """Of what is added, in mean residual norms."""
-    pruned_at: float = 0.6
+    pruned_at: float = 0.7
     """Share of the steps after which no more features are left than are wanted."""
     validate_every: int = 4
     start: Mapping[int, float] | None = field(default=None)
-    """Weights to begin with; by default a little for every candidate, by its score."""
+    """Weights to begin with; by default none."""
 
     def __post_init__(self) -> None:
-        for name in ("features", "steps", "batch", "validate_every"):
+        for name in ("features", "steps", "validate_every"):
             if getattr(self, name) < 1:
                 raise DataError(f"gradient: {name} must be 1 or more, not {getattr(self, name)}")
         if not 0 <= self.pruned_at <= 1:
@@ -56,7 +55,7 @@ class Gradient:
                 raise DataError(f"gradient: {name} must be above 0, not {getattr(self, name)}")
 
     def tune(self, task: Task, candidates: Sequence[Candidate]) -> Tuned:
-        """Train on the contrast set's examples, dropping the smallest weights on the way.
+        """Train on the task's lessons, dropping the smallest weights on the way.
 
         Raises:
             DataError: no candidates.
@@ -79,50 +78,44 @@ class Gradient:
 
 
 class _Run:
-    """One optimisation: the prepared texts, the best weights so far, the history."""
+    """One optimisation: the best weights so far, the history."""
 
     def __init__(self, settings: Gradient, task: Task, candidates: Sequence[Candidate]) -> None:
         self.settings, self.task, self.candidates = settings, task, candidates
-        self.upper = UpperModel(task.model, task.sae.config.layer)
         rows = task.sae.W_dec[[candidate.id for candidate in candidates]].cpu().float()
         mean_norm = task.engine.profile.mean_norms[task.sae.config.layer]
         self.directions: Float[Tensor, "candidates d_model"] = mean_norm * rows / rows.norm(dim=1, keepdim=True)
         self.signs = torch.tensor([math.copysign(1.0, candidate.score) for candidate in candidates])
-        items = list(task.contrast.train)
-        random.Random(task.seed).shuffle(items)
-        groups = [items[i : i + settings.batch] for i in range(0, len(items), settings.batch)]
-        self.batches = [self._prepare(group) for group in groups]
-        self.validation = self._prepare(task.contrast.validation)
         self.history: list[Epoch] = []
         self.best, self.best_score = torch.zeros(len(candidates)), -math.inf
         self.step = 0
 
     def beginning(self) -> list[float]:
-        """Weights to begin with: above zero, so that each has a gradient worth something."""
-        given = self.settings.start or {}
-        return [given.get(each.id, 0.0 if given else 0.01 * each.score) for each in self.candidates]
+        """Weights to begin with."""
+        return [(self.settings.start or {}).get(each.id, 0.0) for each in self.candidates]
 
     def train(self, weights: Float[Tensor, " candidates"]) -> None:
-        """Adam with a proximal L1 step; a weight that was dropped stays 0."""
+        """Steps of falling length along the averaged gradient, so that weights grow by what they are worth (Adam's would all grow
+        alike, and what is dropped first would be left to chance). A weight that was dropped stays 0."""
         settings = self.settings
-        parameter = weights.clone().requires_grad_()
-        optimiser = torch.optim.Adam([parameter], lr=settings.learning_rate, betas=(0.8, 0.95))
+        weights, pull = weights.clone().requires_grad_(), torch.zeros(len(weights))
         dropped = torch.zeros(len(weights), dtype=torch.bool)
-        self._validate(weights, counts=int((weights != 0).sum()) <= settings.features)
+        self._validate(weights.detach(), counts=int((weights != 0).sum()) <= settings.features)
+        lessons = each_step(self.task.lessons.train)
         for step in range(1, settings.steps + 1):
-            loss = self._loss(self.batches[(step - 1) % len(self.batches)], parameter)
-            (parameter.grad,) = torch.autograd.grad(loss, parameter)
-            optimiser.step()
+            (slope,) = torch.autograd.grad(self._loss([next(lessons)], weights), weights)
             self.step = step
             with torch.no_grad():
-                self._constrain(parameter, dropped, settings.kept_after(step, len(weights)))
+                pull = _MOMENTUM * pull - (1 - _MOMENTUM) * slope
+                pull[dropped] = 0.0
+                length = settings.learning_rate * (1 - (step - 1) / settings.steps)
+                weights += length * pull / pull.norm().clamp(min=1e-12)
+                self._constrain(weights, dropped, settings.kept_after(step, len(weights)))
             if step % settings.validate_every == 0 or step == settings.steps:
-                few = int((~dropped).sum()) <= settings.features or int((parameter != 0).sum()) <= settings.features
-                self._validate(parameter.detach(), counts=few)
+                self._validate(weights.detach(), counts=int((weights != 0).sum()) <= settings.features)
 
     def _constrain(self, weights: Tensor, dropped: Tensor, keep: int) -> None:
-        shrunk = (weights * self.signs - self.settings.learning_rate * self.settings.l1).clamp(min=0.0)
-        weights.copy_(shrunk * self.signs)
+        weights.copy_((weights * self.signs).clamp(min=0.0) * self.signs)
         dropped[weights.abs().argsort(descending=True)[keep:]] = True
         weights[dropped] = 0.0
         norm = float((weights @ self.directions).norm() / self.directions[0].norm())
@@ -130,19 +123,15 @@ class _Run:
             weights.mul_(self.settings.max_norm / norm)
 
     def _validate(self, weights: Tensor, *, counts: bool) -> None:
-        """Score weights on the validation examples; keep the best of those that `counts`, having few enough features."""
+        """Score weights on the validation texts; keep the best of those that `counts`, having few enough features."""
         with torch.no_grad():
-            score = -float(self._loss(self.validation, weights)) - self.settings.l1 * float(weights.abs().sum())
+            score = -float(self._loss(self.task.lessons.validation, weights))
         shown = {self.candidates[i].id: round(float(weights[i]), 4) for i in weights.nonzero().flatten().tolist()}
         self.history.append(Epoch(step=self.step, score=score, weights=shown))
         self.task.report("step", {"step": self.step, "score": score, "weights": {str(k): v for k, v in shown.items()}})
         if counts and score > self.best_score:
             self.best, self.best_score = weights.clone(), score
 
-    def _prepare(self, items: Sequence[ContrastItem]) -> list[Prepared]:
-        return self.upper.prepare([reading_of(self.task.model, item, item.positive) for item in items])
-
-    def _loss(self, batches: Sequence[Prepared], weights: Tensor) -> Tensor:
+    def _loss(self, lessons: Sequence[Lesson], weights: Tensor) -> Tensor:
         added = (weights @ self.directions).to(self.task.model.device)
-        parts = [self.upper.logprobs(batch, added) for batch in batches]
-        return -torch.cat(parts).mean()
+        return mean_loss(self.task.lessons.upper, lessons, added)
