@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -23,6 +24,7 @@ from torch import Tensor
 from steersman.errors import SaeError
 from steersman.sae.config import SaeConfig
 from steersman.sae.normalise import denormalised, fixed_scale, normalised
+from steersman.sae.screen import Screen
 from steersman.sae.weights import SaeWeights, checked
 
 __all__ = ["LatentRows", "SaeConfig", "SparseActivations", "SparseAutoencoder"]
@@ -59,7 +61,7 @@ class SparseAutoencoder(SaeWeights):
         Raises:
             SaeError: the residuals have another width, or are on another device.
         """
-        return F.linear(self._input(h), self.encoder, self.b_enc)
+        return F.linear(self.encoder_input(h), self.encoder, self.b_enc)
 
     def encode(self, h: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_sae"]:
         """Activation of every latent at every token; 4 · d_sae bytes a token. `encode_sparse` keeps those that fire.
@@ -107,7 +109,7 @@ class SparseAutoencoder(SaeWeights):
             SaeError: an id that does not exist, or as `pre_activations`.
         """
         index = self._index(ids)
-        x = self._input(h)
+        x = self.encoder_input(h)
         pre = F.linear(x, self.encoder[index], self.b_enc[index])
         if self.config.architecture != "topk":
             return self._fired(pre, index)
@@ -225,9 +227,19 @@ class SparseAutoencoder(SaeWeights):
             threshold=0.0 if self.threshold is None else float(self.threshold[index]),
         )
 
-    # --- inside
+    # --- what reading single latents needs
 
-    def _input(self, h: Tensor) -> Tensor:
+    @cached_property
+    def screen(self) -> Screen | None:
+        """Bounds of all pre-activations from half the bytes, made once; None where the product itself is as fast."""
+        return Screen(self.encoder, self.b_enc) if Screen.pays(self.encoder) else None
+
+    def encoder_input(self, h: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        """`x` of the head of this module, in float32: what every row of `encoder` is multiplied with.
+
+        Raises:
+            SaeError: as `pre_activations`.
+        """
         if h.shape[-1] != self.config.d_model:
             raise SaeError(f"residuals of width {h.shape[-1]} do not fit an SAE of d_model {self.config.d_model}")
         if h.device != self.device:
@@ -236,6 +248,8 @@ class SparseAutoencoder(SaeWeights):
             )
         x = normalised(self.config, h.to(torch.float32))[0]
         return x - self.b_dec if self.config.subtract_decoder_bias else x
+
+    # --- inside
 
     def _fired(self, pre: Tensor, index: Tensor | None = None) -> Tensor:
         """Activations for pre-activations that nobody else holds: written in their place, as they are large."""
@@ -272,8 +286,7 @@ class SparseAutoencoder(SaeWeights):
         return max(1, _CHUNK_ELEMENTS // self.config.d_sae)
 
     def _chunks(self, h: Tensor) -> Sequence[Tensor]:
-        flat = h.reshape(-1, h.shape[-1])
-        return torch.split(flat, self._chunk_tokens) if len(flat) else ()
+        return torch.split(flat, self._chunk_tokens) if len(flat := h.reshape(-1, h.shape[-1])) else ()
 
     def _index(self, ids: Sequence[int]) -> Tensor:
         wrong = [i for i in ids if not 0 <= i < self.config.d_sae]

@@ -11,15 +11,14 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from steersman.sae.contenders import contenders, fired
 from steersman.sae.model import SparseAutoencoder
+from steersman.sae.normalise import normalised
 from steersman.steering.target import read
 
 Hidden = Float[Tensor, "rows seq d_model"]
 Gain = Float[Tensor, "rows seq"]
 
-# A CPU's kernels treat a remainder of one to three rows of a matrix product differently, in the last bit; in whole fours
-# every row comes out the same, whatever is beside it.
-_ROW_STEP = 4
 # Pre-activations held at once, a few times over: 32 MiB.
 _CHUNK_ELEMENTS = 1 << 23
 
@@ -90,17 +89,29 @@ def reweigh(
     rows, places = gain.nonzero(as_tuple=True)
     if not len(rows):
         return change
-    size = max(_ROW_STEP, _CHUNK_ELEMENTS // sae.config.d_sae // _ROW_STEP * _ROW_STEP)
+    size = max(1, _CHUNK_ELEMENTS // sae.config.d_sae)
     for row, place in zip(torch.split(rows, size), torch.split(places, size), strict=True):
-        h = F.pad(hidden[row, place], (0, 0, 0, -len(row) % _ROW_STEP))
-        pre = sae.pre_activations(h)
-        old = sae.fire(pre)
-        pre, known = pre[: len(row)], h[: len(row)]
-        new = sae.fire(pre * scores[row])
-        new = torch.where(swap[row, None] & (new > 0), pre.relu(), new)
-        before = torch.where(keep_error[row, None], sae.decode_fired(old[: len(row)], known), known)
-        change[row, place] = gain[row, place, None] * (sae.decode_fired(new, known) - before)
+        made = _reweighed(sae, hidden[row, place], scores[row], swap[row], keep_error[row])
+        change[row, place] = gain[row, place, None] * made
     return change
+
+
+def _reweighed(
+    sae: SparseAutoencoder,
+    h: Float[Tensor, "tokens d_model"],
+    scores: Float[Tensor, "tokens d_sae"],
+    swap: Bool[Tensor, " tokens"],
+    keep_error: Bool[Tensor, " tokens"],
+) -> Float[Tensor, "tokens d_model"]:
+    """`reweigh` for tokens, each with its own scores. Only latents whose activation changes are decoded."""
+    found = contenders(sae, h, scores)
+    old, new = fired(sae, found, found.pre), fired(sae, found, found.pre * scores[found.tokens, found.latents])
+    new = torch.where(swap[found.tokens] & (new > 0), found.pre.relu(), new)
+    written = torch.where(keep_error[found.tokens], new - old, new)
+    summed = F.embedding_bag(found.latents, sae.W_dec, found.starts, mode="sum", per_sample_weights=written)
+    scale, shift = normalised(sae.config, h)[1]
+    # What the SAE adds whatever fires (b_dec, shift) is no part of a change.
+    return torch.where(keep_error[:, None], summed * scale, (summed + sae.b_dec) * scale + shift - h)
 
 
 def _across(toward: Float[Tensor, "rows 1 d_model"]) -> Float[Tensor, "rows 1 d_model"]:
