@@ -19,6 +19,9 @@ from steersman.errors import SteersmanError
 from steersman.version import __version__
 
 if TYPE_CHECKING:
+    from steersman.auto.autosteer import AutoSettings, autosteer
+    from steersman.auto.facts import AutoResult, Behaviour, ContrastItem, ContrastSet
+    from steersman.auto.optimise import make_optimiser
     from steersman.engine.engine import Engine, EngineLimits, Ticket
     from steersman.engine.guard import Guard, GuardEvent
     from steersman.engine.request import Chunk, Request, Result, Sampling
@@ -48,6 +51,9 @@ if TYPE_CHECKING:
     from steersman.steering.where import Constant, Decay, Ramp, Where
 
 _HOMES = {
+    "auto.autosteer": ("AutoSettings", "autosteer"),
+    "auto.facts": ("AutoResult", "Behaviour", "ContrastItem", "ContrastSet"),
+    "auto.optimise": ("make_optimiser",),
     "engine.engine": ("Engine", "EngineLimits", "Ticket"),
     "engine.guard": ("Guard", "GuardEvent"),
     "engine.request": ("Chunk", "Request", "Result", "Sampling"),
@@ -85,9 +91,14 @@ __all__ = [
     "Add",
     "AllOf",
     "AnyOf",
+    "AutoResult",
+    "AutoSettings",
+    "Behaviour",
     "Chunk",
     "Clamp",
     "Constant",
+    "ContrastItem",
+    "ContrastSet",
     "Decay",
     "Direction",
     "Engine",
@@ -123,6 +134,7 @@ __all__ = [
     "Where",
     "__version__",
     "add_features",
+    "autosteer",
     "chat",
     "combine",
     "contrast",
@@ -140,6 +152,7 @@ __all__ = [
     "load_profile",
     "load_recipe",
     "load_sae",
+    "make_optimiser",
     "read_residuals",
     "rerank",
     "save_recipe",

@@ -12,7 +12,25 @@ import sys
 
 import typer
 
-from steersman.cli import autosteer, export, features, fit, generate, models, sae
+from steersman.cli import (
+    autosteer,
+    autosteer_compare,
+    curves,
+    effects,
+    evaluate,
+    export,
+    features,
+    fit,
+    fit_condition,
+    fit_direction,
+    fit_optimised,
+    fit_sae_ts,
+    fit_topic,
+    generate,
+    models,
+    sae,
+    score,
+)
 from steersman.errors import SteersmanError
 from steersman.version import __version__
 
@@ -27,8 +45,18 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command("autosteer")(autosteer.autosteer)
+app.command("autosteer-compare")(autosteer_compare.autosteer_compare)
+app.command("evaluate")(evaluate.evaluate)
+app.command("curves")(curves.curves)
+app.command("score")(score.score)
 app.command("generate")(generate.generate)
 app.add_typer(fit.app, name="fit")
+fit.app.command("sae-ts")(fit_sae_ts.sae_ts)
+fit.app.command("topic")(fit_topic.topic)
+fit.app.command("optimised")(fit_optimised.optimised)
+fit.app.command("direction")(fit_direction.direction)
+fit.app.command("condition")(fit_condition.condition)
+app.add_typer(effects.app, name="effects")
 app.command("export")(export.export)
 app.add_typer(models.app, name="models")
 app.add_typer(sae.app, name="sae")

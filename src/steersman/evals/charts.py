@@ -1,0 +1,169 @@
+"""Charts of a comparison as SVG text: curves with bands, bars with intervals, a Pareto front. No script, colours by CSS class.
+
+Classes beside those of `auto.charts`: `s0` to `s9` (a series), `band`, `front`. A number that is missing is left out, not drawn
+as 0. Knows nothing of methods.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from html import escape
+
+from steersman.auto.charts import ticks
+from steersman.evals.statistics import pareto
+from steersman.intervals import Interval
+
+_WIDTH, _HEIGHT = 460, 240
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 14, 12, 40
+_ROW, _NAMES = 26, 96
+_COLOURS = 10
+NOTHING = '<p class="none">Nothing was measured.</p>'
+
+_Place = Callable[[float, float], tuple[float, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """A curve."""
+
+    name: str
+    points: tuple[tuple[float, Interval], ...]
+    """x, and the mean with its interval there."""
+    ringed: tuple[float, ...] = ()
+    """x of points that were chosen."""
+    colour: int = 0
+
+
+def curves(series: Sequence[Series], *, title: str, x_label: str) -> str:
+    """Means over x, joined, with their intervals as bands; y from 0 to 1 or as high as the highest."""
+    there = [(each, _measured(each)) for each in series if _measured(each)]
+    if not there:
+        return NOTHING
+    xs = [x for _, points in there for x, *_ in points]
+    top = max(1.0, *(mean for _, points in there for _, mean, _, _ in points))
+    frame, place = _frame((min(xs), max(xs)), (0.0, top), x_label)
+    parts = [frame]
+    for each, points in there:
+        colour = f"s{each.colour % _COLOURS}"
+        upper = [place(x, high) for x, _, _, high in points]
+        lower = [place(x, low) for x, _, low, _ in points]
+        parts.append(f'<polygon class="band {colour}" points="{_path([*upper, *lower[::-1]])}"/>')
+        parts.append(f'<polyline class="curve {colour}" points="{_path([place(x, mean) for x, mean, *_ in points])}"/>')
+        for x, mean, *_ in points:
+            across, up = place(x, mean)
+            parts.append(f'<circle class="spot {colour}" cx="{across:.1f}" cy="{up:.1f}" r="3"/>')
+            if x in each.ringed:
+                parts.append(f'<circle class="mark" cx="{across:.1f}" cy="{up:.1f}" r="6"/>')
+    said = f"{title}: {len(there)} curves: " + ", ".join(each.name for each, _ in there)
+    return _figure(title, said, "".join(parts), _HEIGHT)
+
+
+def bars(rows: Sequence[tuple[str, Interval, int]], *, title: str, top: float = 1.0) -> str:
+    """A bar a row with its interval, as long as the mean is of `top`; each with a name, an interval and a colour."""
+    if not any(interval.mean is not None for _, interval, _ in rows):
+        return NOTHING
+    width = _WIDTH - _NAMES - 60
+    parts = []
+    for number, (name, interval, colour) in enumerate(rows):
+        y = _TOP + number * _ROW
+        parts.append(f'<text class="tick" x="{_NAMES - 8}" y="{y + 14}" text-anchor="end">{escape(name)}</text>')
+        if interval.mean is None:
+            parts.append(f'<text class="tick" x="{_NAMES + 4}" y="{y + 14}">not measured</text>')
+            continue
+        low, high = (interval.mean if end is None else end for end in (interval.low, interval.high))
+        length, left, right = (max(0.0, min(1.0, value / top)) * width for value in (interval.mean, low, high))
+        parts.append(
+            f'<rect class="spot s{colour % _COLOURS}" x="{_NAMES}" y="{y + 3}" width="{length:.1f}" height="14"/>'
+        )
+        parts.append(
+            f'<line class="whisker" x1="{_NAMES + left:.1f}" x2="{_NAMES + right:.1f}" y1="{y + 10}" y2="{y + 10}"/>'
+        )
+        parts.append(
+            f'<text class="tick" x="{_NAMES + max(length, right) + 6:.1f}" y="{y + 14}">{interval.mean:.2f}</text>'
+        )
+    said = f"{title}: " + ", ".join(f"{name} {_said(interval.mean)}" for name, interval, _ in rows)
+    return _figure(title, said, "".join(parts), _TOP * 2 + len(rows) * _ROW)
+
+
+def front(points: Sequence[tuple[str, float, float, int]], *, title: str, x_label: str, y_label: str) -> str:
+    """Points by name, x, y and colour; those that no other one beats in both are joined."""
+    if not points:
+        return NOTHING
+    best = pareto([(x, y) for _, x, y, _ in points])
+    frame, place = _frame((0.0, max(1.0, *(x for _, x, _, _ in points))), (0.0, 1.0), x_label)
+    parts = [frame, f'<polyline class="front" points="{_path([place(*points[i][1:3]) for i in best])}"/>']
+    named: set[str] = set()
+    for number, (name, x, y, colour) in enumerate(points):
+        across, up = place(x, y)
+        radius = 5 if number in best else 3
+        parts.append(
+            f'<circle class="spot s{colour % _COLOURS}" cx="{across:.1f}" cy="{up:.1f}" r="{radius}">'
+            f"<title>{escape(name)}: {x:.2f}, {y:.2f}</title></circle>"
+        )
+        if number in best and name not in named:
+            named.add(name)
+            anchor = "end" if across > _WIDTH * 0.75 else "start"
+            shift = -8 if anchor == "end" else 8
+            parts.append(
+                f'<text class="tick" x="{across + shift:.1f}" y="{up - 6:.1f}" text-anchor="{anchor}">{escape(name)}</text>'
+            )
+    said = f"{title}: on the front {', '.join(dict.fromkeys(points[i][0] for i in best))}"
+    return _figure(f"{title} ({y_label})", said, "".join(parts), _HEIGHT)
+
+
+def legend(names: Sequence[tuple[str, int]]) -> str:
+    """Names beside their colours."""
+    items = "".join(
+        f'<li><svg class="key" aria-hidden="true" viewBox="0 0 12 12"><rect class="spot s{colour % _COLOURS}" width="12" '
+        f'height="12"/></svg>{escape(name)}</li>'
+        for name, colour in names
+    )
+    return f'<ul class="legend">{items}</ul>'
+
+
+def _measured(series: Series) -> list[tuple[float, float, float, float]]:
+    """x, mean, low and high of the points that are there."""
+    return sorted(
+        (x, each.mean, each.mean if each.low is None else each.low, each.mean if each.high is None else each.high)
+        for x, each in series.points
+        if each.mean is not None
+    )
+
+
+def _frame(xs: tuple[float, float], ys: tuple[float, float], x_label: str) -> tuple[str, _Place]:
+    """Axes with their ticks, and where a point lies."""
+    across, up = ticks(*xs), ticks(*ys)
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        right = _LEFT + (x - across[0]) / (across[-1] - across[0]) * (_WIDTH - _LEFT - _RIGHT)
+        return right, _HEIGHT - _BOTTOM - (y - up[0]) / (up[-1] - up[0]) * (_HEIGHT - _TOP - _BOTTOM)
+
+    parts = []
+    for y in up:
+        at = place(across[0], y)[1]
+        parts.append(f'<line class="axis" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
+        parts.append(f'<text class="tick" x="{_LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{y:.4g}</text>')
+    for x in across:
+        at = place(x, up[0])[0]
+        parts.append(
+            f'<text class="tick" x="{at:.1f}" y="{_HEIGHT - _BOTTOM + 16}" text-anchor="middle">{x:.4g}</text>'
+        )
+    middle = (_LEFT + _WIDTH - _RIGHT) / 2
+    parts.append(f'<text class="tick" x="{middle}" y="{_HEIGHT - 6}" text-anchor="middle">{escape(x_label)}</text>')
+    return "".join(parts), place
+
+
+def _path(points: Sequence[tuple[float, float]]) -> str:
+    return " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+
+
+def _figure(title: str, said: str, content: str, height: int) -> str:
+    return (
+        f'<figure><figcaption>{escape(title)}</figcaption><svg role="img" aria-label="{escape(said)}" '
+        f'viewBox="0 0 {_WIDTH} {height}">{content}</svg></figure>'
+    )
+
+
+def _said(mean: float | None) -> str:
+    return "not measured" if mean is None else f"{mean:.2f}"

@@ -1,0 +1,65 @@
+"""`steersman evaluate`: what is refused before a model is loaded, and a whole run on the tiny model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import typer.main
+from tests.cli.conftest import PAIRS, Run
+from tests.sae.index.toy_index import WordEncoder
+
+from steersman.cli import evaluate, main
+
+
+@pytest.fixture(autouse=True)
+def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command, also where the command line does not list it."""
+    if "evaluate" not in {command.name for command in main.app.registered_commands}:
+        monkeypatch.setattr(main.app, "registered_commands", list(main.app.registered_commands))
+        main.app.command("evaluate")(evaluate.evaluate)
+    assert typer.main.get_command(main.app)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--behaviour", "pirat"], "did you mean 'pirate'"),
+        (["--behaviour", "pirate", "--methods", "caa,latt"], "unknown method 'latt'"),
+        (["--behaviour", "pirate", "--judge", "me"], "unknown judge 'me'"),
+        (["--behaviour", "pirate", "--strengths", "a,b"], "--strengths takes numbers"),
+        (["--behaviour", "pirate", "--judge", "llm"], "STEERSMAN_LLM_URL"),
+        (["--behaviour", "pirate", "--prompt-file", "nowhere.txt"], "cannot read prompts"),
+    ],
+)
+def test_wrong_questions_cost_nothing(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    monkeypatch.setattr(evaluate, "load", lambda *_: pytest.fail("a model was loaded"))
+    outcome = run("evaluate", *arguments, "--out", tmp_path / "run")
+    assert outcome.code == 1
+    assert message in outcome.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_prints_json_alone_and_leaves_a_report(
+    run: Run, tmp_path: Path, folder: Path, pairs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluate, "load_encoder", WordEncoder)
+    asked = tmp_path / "asked.txt"
+    asked.write_text("".join(f"Say {word}\n" for word in ("one", "two", "three", "four")))
+    arguments = [
+        "evaluate", "--behaviour", pairs, "--describe", "Talk like a pirate.", "--methods", "caa", "--prompts", 4,
+        "--prompt-file", asked, "--strengths", "0.3", "--tokens", 4, "--model", folder, "--sae", "none",
+        "--out", tmp_path / "run",
+    ]  # fmt: skip
+    facts = run(*arguments, "--json").facts
+    assert [each["name"] for each in facts["methods"]] == ["caa", "prompt", "plain"]
+    assert facts["methods"][0]["scores"]["product"]["total"] == 4
+    assert facts["examples"].startswith(f"{len(PAIRS)} pairs")
+    assert Path(facts["report"]).is_file()
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["methods"] == facts["methods"]
+    outcome = run(*arguments)
+    assert outcome.code == 0, outcome.err
+    assert "report" in outcome.out
