@@ -6,10 +6,16 @@ from collections.abc import Sequence
 
 import pytest
 
+from steersman.auto.autosteer import _contrast
 from steersman.auto.contrast_set import PHRASINGS, from_examples, make_contrast_set, phrasings, system_prompt
 from steersman.auto.facts import Behaviour, ContrastItem
+from steersman.auto.prompts import Prompts
+from steersman.engine.engine import Engine
 from steersman.errors import DataError
 from steersman.judges.facts import Answered, Verdict
+from steersman.models.asking import Messages
+from steersman.models.language_model import LanguageModel
+from steersman.models.residuals import measure_profile
 
 _ARR = Behaviour(description="Talk like a pirate.")
 
@@ -72,6 +78,22 @@ def test_a_behaviour_that_the_model_cannot_show_is_told_so() -> None:
     prompts = {"train": [f"ignore {n}" for n in range(8)], "validation": ["ignore v"]}
     with pytest.raises(DataError, match=r"in 0 of 8 answers even when told to .9 without the behaviour"):
         make_contrast_set(_ARR, prompts, _answers, CountsArr(), lambda *_: None)
+
+
+def test_a_language_model_may_write_the_positives(tiny: LanguageModel) -> None:
+    asked: list[list[dict[str, str]]] = []
+
+    def writer(messages: Messages) -> str:
+        asked.append([dict(message) for message in messages])
+        return "arr arr arr"
+
+    prompts = Prompts(train=tuple(f"good {n}" for n in range(8)), validation=("good v",), test=())
+    made = _contrast(Engine(tiny, profile=measure_profile(tiny)), _ARR, prompts, CountsArr(), lambda *_: None, writer)
+    assert {item.positive for item in made.train} == {"arr arr arr"}
+    assert not any("arr arr" in item.negative for item in made.train)
+    assert made.source == "answers of a language model"
+    assert len(asked) == 9 * len(PHRASINGS)
+    assert all("Talk like a pirate" in chat[-1]["content"] for chat in asked)
 
 
 def test_phrasings_say_the_prompt_and_the_behaviour() -> None:

@@ -262,13 +262,14 @@ def test_an_interrupted_run_keeps_the_best_so_far(
     assert "2 features" in outcome.err
     assert "nothing proven" in outcome.err
     assert outcome.out == ""
-    recipe = load_recipe(tmp_path / autosteer.INTERRUPTED_RECIPE)
+    kept = tmp_path / autosteer.INTERRUPTED_RECIPE
+    recipe = load_recipe(kept)
     [edit] = recipe.edits
     assert [(f.id, f.weight) for f in edit.features] == [(17, 0.3), (4, -0.2)]  # type: ignore[union-attr]
     assert 0.1 <= edit.strength <= 0.5  # Two unit rows with weights 0.3 and -0.2, summed.
     assert recipe.evidence is None
     assert recipe.sae is not None
-    answer = run("generate", "--recipe", tmp_path / autosteer.INTERRUPTED_RECIPE, "--model", folder, "-p", "hi", "--max-tokens", 3, "--json")
+    answer = run("generate", "--recipe", kept, "--model", folder, "-p", "hi", "--max-tokens", 3, "--json")
     assert answer.code == 0, answer.err
 
 
