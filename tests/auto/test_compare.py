@@ -284,6 +284,16 @@ def test_a_plot_of_nothing_is_still_a_plot(tmp_path: Path) -> None:
     assert (tmp_path / "scores.svg").stat().st_size > 100
 
 
+def test_a_plot_says_who_is_not_in_it(tmp_path: Path) -> None:
+    def silent(run: Run) -> Outcome:
+        return outcome(run) if run.features == 2 else Outcome(score=0.5)
+
+    compare(experiment_of({**SMALL, "features": [2, 4]}), silent, tmp_path)
+    text = (tmp_path / "scores.svg").read_text()
+    assert "not drawn, no epoch scored by a judge: bayes, 4 features" in text
+    assert "bayes, 2 features" in text
+
+
 def test_outcomes_of_a_tuning_keep_judged_epochs_alone() -> None:
     history = (Epoch(step=0, score=-2.0, weights={}), Epoch(step=1, score=0.4, weights={3: 0.1}))
     made = Outcome.of(Tuned(weights={3: 0.1}, history=history, method="both", strength=0.1), 0.6, 3.0)

@@ -12,9 +12,10 @@ import pytest
 from tests.auto.results import FEATURES, NASTY, auto_result, evidence, interval, scores
 
 from steersman.auto.charts import bar, line_chart, ticks, whisker
-from steersman.auto.facts import AutoResult, Epoch
+from steersman.auto.facts import AutoResult, ContrastItem, ContrastSet, Epoch, Example
 from steersman.auto.report import LOG, RECIPE, REPORT, VERDICTS, html, result_json, write_report
 from steersman.errors import StorageError
+from steersman.intervals import Interval
 from steersman.steering.recipe_file import load_recipe
 
 _VOID = {"meta", "br"}
@@ -86,7 +87,7 @@ def test_tables_have_captions_and_headings_for_screen_readers() -> None:
     assert page.tags.count("caption") == page.tags.count("table") >= 5
     assert {value for name, value in page.attributes if name == "scope"} == {"col", "row", "rowgroup"}
     # A drawing is described, or it repeats a number that stands beside it.
-    assert len(page.svgs) == 9
+    assert len(page.svgs) == 12
     assert all(
         svg.get("aria-hidden") == "true" or (svg.get("role") == "img" and svg["aria-label"]) for svg in page.svgs
     )
@@ -109,11 +110,49 @@ def test_the_page_names_what_was_found_and_measured() -> None:
         assert said in page.text, said
 
 
+def test_the_examples_are_shown_with_their_source_and_what_was_left_out_and_why() -> None:
+    pair = ContrastItem(prompt="Why?", positive=NASTY, negative="Because.")
+    contrast = ContrastSet(
+        train=(pair,) * 9, validation=(pair,), dropped={NASTY: 3, "refusals": 2}, source="a <b>file</b>"
+    )
+    page = _page(auto_result(contrast=contrast))
+    for said in ("train on: 9", "validate with: 1", "a <b>file</b>", f"{NASTY} (3)", "refusals (2)"):
+        assert said in page.text, said
+    assert page.texts.count("Why?") == 4  # The first few.
+    assert not {"script", "b"} & set(page.tags)
+
+
+@pytest.mark.parametrize(
+    ("difference", "reading"),
+    [
+        (interval(0.3), "steered answers are better"),
+        (interval(-0.3), "steered answers are worse"),
+        (interval(0.05), "no clear difference"),
+        (interval(None, n=0), "could not be compared"),
+    ],
+)
+def test_a_difference_is_read_by_its_interval(difference: Interval, reading: str) -> None:
+    page = _page(auto_result(evidence=evidence(against_prompted=difference)))
+    assert f"in a system prompt: {reading}." in page.text
+    assert reading in page.texts
+
+
+def test_an_empty_answer_is_said_to_be_empty() -> None:
+    nothing = Example(prompt="What?", plain="Something.", steered=" ", prompted="")
+    assert _page(auto_result(evidence=evidence(examples=(nothing,)))).texts.count("(empty)") == 2
+
+
+def test_what_rounds_to_0_has_no_minus() -> None:
+    page = _page(auto_result(evidence=evidence(against_random=interval(-0.001, spread=0.003))))
+    assert "+0.00 to +0.00" in page.texts
+    assert "-0.00" not in page.text
+
+
 @pytest.mark.parametrize("verdict", list(VERDICTS))
 def test_every_verdict_is_said_in_words(verdict: str) -> None:
     page = _page(auto_result(verdict))  # type: ignore[arg-type]
     assert VERDICTS[verdict][1] in page.text
-    assert evidence().why in page.text
+    assert evidence().why in page.text.replace("Steered", "steered")
 
 
 def test_what_was_not_measured_is_said_and_never_drawn_as_0() -> None:
@@ -223,3 +262,11 @@ def test_bars_go_left_below_0_and_stay_inside() -> None:
     assert 'width="0.0"' in bar(math.nan, 1.0)
     assert 'width="0.0"' in bar(0.0, 0.0)
     assert 'x1="4.0" x2="116.0"' in whisker(0.5, -0.2, 1.3)
+
+
+def test_a_scale_that_goes_below_0_marks_it() -> None:
+    assert "zero" not in whisker(0.5, 0.4, 0.6)
+    drawing = whisker(0.0, -1.0, 1.0, bottom=-1.0)
+    assert 'class="axis zero" x1="60.0" x2="60.0"' in drawing
+    assert 'x1="4.0" x2="116.0"' in drawing
+    assert 'cx="60.0"' in drawing

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,10 +16,12 @@ from tests.evals.eval_rig import PROMPTS, Letters, context_of
 from steersman.engine.engine import Engine
 from steersman.errors import DataError, EndpointError, SaeError
 from steersman.evals import evaluate as running
+from steersman.evals.charts import Series, curves, front
 from steersman.evals.evaluate import Tools, evaluate
 from steersman.evals.facts import MEASURES, EvalSettings, Evaluation
 from steersman.evals.report import html
 from steersman.evals.tables import ANSWERS, REPORT, RESULTS, TABLE, write_results
+from steersman.intervals import Interval
 from steersman.models.language_model import LanguageModel
 
 SETTINGS = EvalSettings(prompts=6, strengths=(0.2, 0.8), tokens=6, tuning=6, validation=1)
@@ -106,8 +110,6 @@ def test_the_report_stands_on_its_own_and_escapes_what_models_say(
         def handle_endtag(self, tag: str) -> None:
             assert self.open.pop() == tag
 
-    from dataclasses import replace
-
     found = _run(tiny, tmp_path, monkeypatch)
     evil = tuple(replace(each, answer="<script>alert(1)</script>") for each in found.samples)
     text = html(replace(found, samples=evil, description="<b>bold</b>"))
@@ -117,6 +119,51 @@ def test_the_report_stands_on_its_own_and_escapes_what_models_say(
     assert {"svg", "polygon", "table"} <= page.seen
     assert not page.seen & {"script", "img", "link", "b"}
     assert "not fitted" in text
+    # Measured on 6 prompts: the best method that steers is named, with how sure that is.
+    assert re.search(r"<strong>caa: behaviour × coherence \d\.\d\d</strong>", text)
+    assert "corrected p " in text
+
+
+def test_a_report_without_a_method_that_steers_says_so(
+    tiny: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = _run(tiny, tmp_path, monkeypatch)
+    controls = tuple(each for each in found.methods if each.control)
+    assert "No method that steers could be measured." in html(replace(found, methods=controls))
+
+
+# --- charts
+
+
+def _interval(mean: float) -> Interval:
+    return Interval(mean=mean, low=mean - 0.1, high=mean + 0.1, n=4, total=4)
+
+
+def test_curves_are_drawn_inside_on_a_logarithmic_axis_with_a_colour_each() -> None:
+    series = [Series(f"m{n}", tuple((x, _interval(0.5)) for x in (0.06, 0.12, 0.24, 1.5)), colour=n) for n in range(12)]
+    svg = curves(series, title="t", x_label="x", levels=[("plain", 0.5), ("<b>", 0.51), ("gone", None)])
+    paths = re.findall(r'<polyline class="curve s(\d+)" points="([^"]+)"', svg)
+    assert len({colour for colour, _ in paths}) == 12
+    across = [float(pair.split(",")[0]) for pair in paths[0][1].split()]
+    assert all(0 <= x <= 460 for x in across)
+    assert across[1] - across[0] == pytest.approx(across[2] - across[1], abs=0.2)  # Doubling is a step of one length.
+    assert svg.count('class="level"') == 2
+    assert "plain, &lt;b&gt;" in svg  # Too near for a name each.
+    assert "gone" not in svg
+
+
+def test_names_on_the_front_do_not_cover_each_other_and_stay_inside() -> None:
+    points = [(f"method-{n}", 0.1 + 0.005 * n, 1.0 - 0.001 * n, n) for n in range(8)] + [("far", 0.98, 0.2, 8)]
+    svg = front(points, title="t", x_label="x", y_label="y")
+    named = re.findall(r'<text class="tick" x="([\d.]+)" y="([\d.]+)">([a-z0-9-]+)</text>', svg)
+    assert "far" in [name for *_, name in named]
+    for x, y, name in named:
+        assert 0 <= float(x) <= 460 - 7 * len(name)
+        assert 0 <= float(y) <= 240
+    places = [(float(x), float(y), len(name)) for x, y, name in named]
+    for at, (x, y, length) in enumerate(places):
+        for other_x, other_y, other in places[:at]:
+            assert abs(y - other_y) >= 11 or x + 7 * length <= other_x or other_x + 7 * other <= x
 
 
 def test_wrong_questions_are_refused_before_anything_is_written(tiny: LanguageModel, tmp_path: Path) -> None:

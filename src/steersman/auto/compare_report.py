@@ -139,28 +139,51 @@ def drawn(ended: Sequence[Ended], path: Path, kind: str) -> None:
 
     behaviours = list(dict.fromkeys(each.run.behaviour for each in ended))
     variants = list(dict.fromkeys(_variant(each.run) for each in ended))
-    colours = dict(zip(variants, (colormaps["tab20"](i % 20) for i in range(len(variants))), strict=True))
-    figure = Figure(figsize=(7.5, 3.2 * len(behaviours) + 0.4 + 0.22 * len(variants)), layout="constrained")
+    scored = [v for v in variants if any(_variant(e.run) == v and e.outcome and e.outcome.history for e in ended)]
+    palette, dashes = colormaps["tab10"].colors, ("-", "--", ":", "-.")  # type: ignore[attr-defined]
+    looks = {variant: {"color": palette[i % 10], "linestyle": dashes[i // 10 % 4]} for i, variant in enumerate(scored)}
+    figure = Figure(figsize=(7.5, 3.2 * len(behaviours) + 0.8 + 0.22 * len(scored)), layout="constrained")
     panels = figure.subplots(len(behaviours), 1, squeeze=False)[:, 0]
     for panel, behaviour in zip(panels, behaviours, strict=True):
-        for variant in variants:
+        for variant, look in looks.items():
             here = [each for each in ended if (each.run.behaviour, _variant(each.run)) == (behaviour, variant)]
             histories = [each.outcome.history for each in here if each.outcome is not None and each.outcome.history]
             for history in histories:
-                panel.plot(*zip(*history, strict=True), color=colours[variant], linewidth=0.7, alpha=0.4)
+                panel.plot(*zip(*history, strict=True), **look, linewidth=0.7, alpha=0.4)
             if histories:
                 steps, means = _best_so_far(histories)
-                panel.plot(steps, means, color=colours[variant], linewidth=2, marker=".", label=_words(variant))
-        panel.set(title=_cut(behaviour), xlabel="epoch", ylabel="score", ylim=(-0.02, 1.02))
-        panel.title.set_parse_math(False)
-    lines = {line.get_label(): line for panel in panels for line in panel.get_lines() if line.get_label()[0] != "_"}
-    if lines:
-        legend = figure.legend(lines.values(), lines.keys(), loc="outside lower center", frameon=False)
-        for text in legend.get_texts():
-            text.set_parse_math(False)
+                panel.plot(steps, means, **look, linewidth=2, marker=".", label=_words(variant))
+        _dress(panel, behaviour)
+    _explain(figure, panels, [variant for variant in variants if variant not in scored])
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # A script that the font lacks is drawn as boxes.
         figure.savefig(path, format=kind, dpi=130, metadata={"Date": None} if kind == "svg" else None)
+
+
+def _dress(panel: Any, behaviour: str) -> None:
+    """A panel's axes, and its behaviour as a title that is no formula."""
+    panel.set_title(_cut(behaviour), loc="left", fontsize="medium", parse_math=False)
+    panel.set(xlabel="epoch", ylabel="score, 0 to 1", ylim=(-0.02, 1.02))
+    panel.xaxis.get_major_locator().set_params(integer=True)
+    panel.grid(axis="y", color="0.9")
+    panel.spines[["top", "right"]].set_visible(False)
+    if not panel.get_lines():
+        panel.set_xticks([])
+        panel.text(0.5, 0.5, "no epoch was scored by a judge", ha="center", color="0.4", transform=panel.transAxes)
+
+
+def _explain(figure: Any, panels: Any, unscored: Sequence[tuple[Any, ...]]) -> None:
+    """The key: what is thick and what thin, who has which colour, and who is not drawn."""
+    lines = {line.get_label(): line for panel in panels for line in panel.get_lines() if line.get_label()[0] != "_"}
+    said = ["thick: mean over the seeds of the best so far; thin: each seed's own scores"] if lines else []
+    if lines and unscored:
+        said.append(_cut(f"not drawn, no epoch scored by a judge: {'; '.join(map(_words, unscored))}"))
+    if lines:
+        legend = figure.legend(
+            lines.values(), lines.keys(), loc="outside lower center", frameon=False, title="\n".join(said)
+        )
+        for text in (*legend.get_texts(), legend.get_title()):
+            text.set_parse_math(False)
 
 
 def _best_so_far(histories: Sequence[Sequence[tuple[int, float]]]) -> tuple[list[int], list[float]]:

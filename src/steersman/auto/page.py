@@ -79,7 +79,7 @@ def number(interval: Interval, *, sign: bool = False) -> str:
     """A mean with its interval below, as HTML."""
     if interval.mean is None:
         return "not measured"
-    form = "+.2f" if sign else ".2f"
+    form = "+z.2f" if sign else "z.2f"  # z: no minus before what rounds to 0.
     around = "" if interval.low is None or interval.high is None else f"{interval.low:{form}} to {interval.high:{form}}"
     return f'{interval.mean:{form}} <small class="unit">{around}</small>'
 

@@ -22,6 +22,7 @@ from steersman.auto.facts import ContrastItem, ContrastSet
 from steersman.auto.prompts import distinct_prompts, normalised
 from steersman.errors import DataError, did_you_mean
 from steersman.facts import fact
+from steersman.files import is_there, parse_json, read_text
 from steersman.steering.pairs import Pair, load_named, load_pairs, named_sets
 
 NEUTRAL_PROMPT = "Tell me something."
@@ -107,16 +108,14 @@ def load_behaviour(source: str | Path, description: str | None = None) -> EvalBe
             both sides, or fewer than two different examples.
     """
     path, known = Path(source), known_behaviours()
-    if not path.exists() and path.name == str(source) and "." not in path.name:
+    if not is_there(path) and path.name == str(source) and "." not in path.name:
         return _named(str(source), known, description)
+    if path.suffix == ".jsonl":
+        return _of_pairs(path, description)
+    text = read_text(path, "a behaviour")
+    value = parse_json(text, str(path), "write one object, or pairs into a .jsonl file")
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
-    except OSError as error:
-        raise DataError(f"cannot read the behaviour {path}: {error.strerror}") from error
-    try:
-        return _parsed(text, path, description)
+        return behaviour_of(value, description, path.name)
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
 
@@ -180,17 +179,14 @@ def _named(name: str, known: Mapping[str, str], description: str | None) -> Eval
     return EvalBehaviour(name=name, description=said, criterion=said, items=items, source=source)
 
 
-def _parsed(text: str, path: Path, description: str | None) -> EvalBehaviour:
-    if path.suffix != ".jsonl":
-        try:
-            value = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"no valid JSON ({error}); write one object, or pairs into a .jsonl file") from error
-        return behaviour_of(value, description, path.name)
+def _of_pairs(path: Path, description: str | None) -> EvalBehaviour:
     if description is None:
-        raise DataError("a file of pairs does not say what they show; describe the behaviour (--describe)")
-    pairs = load_pairs(path)
-    items = _items(pairs)
+        raise DataError(f"{path}: a file of pairs does not say what they show; describe the behaviour (--describe)")
+    pairs = load_pairs(path)  # Its messages name the file themselves.
+    try:
+        items = _items(pairs)
+    except DataError as error:
+        raise DataError(f"{path}, {error}") from error
     kept = tuple(dict.fromkeys(items))
     return EvalBehaviour(
         name=path.stem,

@@ -1,11 +1,12 @@
 """Charts of a comparison as SVG text: curves with bands, bars with intervals, a Pareto front. No script, colours by CSS class.
 
-Classes beside those of `auto.charts`: `s0` to `s9` (a series), `band`, `front`. A number that is missing is left out, not drawn
-as 0. Knows nothing of methods.
+Classes beside those of `auto.charts`: `s0` to `s11` (a series), `spot`, `part`, `curve`, `dashed`, `band`, `level`, `front`. A
+number that is missing is left out, not drawn as 0. Knows nothing of methods.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -15,9 +16,11 @@ from steersman.evals.statistics import pareto
 from steersman.intervals import Interval
 
 _WIDTH, _HEIGHT = 460, 240
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 14, 12, 40
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 18, 12, 40
 _ROW, _NAMES = 26, 96
-_COLOURS = 10
+_LETTER, _LINE = 7.5, 13.0
+"""About how wide a letter and how high a line of a label is."""
+_COLOURS = 12
 NOTHING = '<p class="none">Nothing was measured.</p>'
 
 _Place = Callable[[float, float], tuple[float, float]]
@@ -33,26 +36,41 @@ class Series:
     ringed: tuple[float, ...] = ()
     """x of points that were chosen."""
     colour: int = 0
+    dashed: bool = False
 
 
-def curves(series: Sequence[Series], *, title: str, x_label: str) -> str:
-    """Means over x, joined, with their intervals as bands; y from 0 to 1 or as high as the highest."""
+def curves(
+    series: Sequence[Series], *, title: str, x_label: str, levels: Sequence[tuple[str, float | None]] = ()
+) -> str:
+    """Means over x, joined, with their intervals as bands; y from 0 to 1 or as high as the highest.
+
+    Args:
+        series: x above 0, drawn on a logarithmic axis.
+        title: above the chart.
+        x_label: below the horizontal axis.
+        levels: names and heights of what has no x: a fine line across.
+    """
     there = [(each, _measured(each)) for each in series if _measured(each)]
     if not there:
         return NOTHING
     xs = [x for _, points in there for x, *_ in points]
-    top = max(1.0, *(mean for _, points in there for _, mean, _, _ in points))
-    frame, place = _frame((min(xs), max(xs)), (0.0, top), x_label)
-    parts = [frame]
+    flat = [(name, y) for name, y in levels if y is not None]
+    top = max(1.0, *(high for _, points in there for *_, high in points), *(y for _, y in flat))
+    frame, place = _frame((min(xs), max(xs)), (0.0, top), x_label, log=True)
+    parts = [frame, *_levels(flat, place)]
     for each, points in there:
         colour = f"s{each.colour % _COLOURS}"
         upper = [place(x, high) for x, _, _, high in points]
         lower = [place(x, low) for x, _, low, _ in points]
         parts.append(f'<polygon class="band {colour}" points="{_path([*upper, *lower[::-1]])}"/>')
-        parts.append(f'<polyline class="curve {colour}" points="{_path([place(x, mean) for x, mean, *_ in points])}"/>')
+        kind = f"curve dashed {colour}" if each.dashed else f"curve {colour}"
+        parts.append(f'<polyline class="{kind}" points="{_path([place(x, mean) for x, mean, *_ in points])}"/>')
         for x, mean, *_ in points:
             across, up = place(x, mean)
-            parts.append(f'<circle class="spot {colour}" cx="{across:.1f}" cy="{up:.1f}" r="3"/>')
+            parts.append(
+                f'<circle class="spot {colour}" cx="{across:.1f}" cy="{up:.1f}" r="3">'
+                f"<title>{escape(each.name)} at {x:.3g}: {mean:.2f}</title></circle>"
+            )
             if x in each.ringed:
                 parts.append(f'<circle class="mark" cx="{across:.1f}" cy="{up:.1f}" r="6"/>')
     said = f"{title}: {len(there)} curves: " + ", ".join(each.name for each, _ in there)
@@ -74,7 +92,7 @@ def bars(rows: Sequence[tuple[str, Interval, int]], *, title: str, top: float = 
         low, high = (interval.mean if end is None else end for end in (interval.low, interval.high))
         length, left, right = (max(0.0, min(1.0, value / top)) * width for value in (interval.mean, low, high))
         parts.append(
-            f'<rect class="spot s{colour % _COLOURS}" x="{_NAMES}" y="{y + 3}" width="{length:.1f}" height="14"/>'
+            f'<rect class="spot part s{colour % _COLOURS}" x="{_NAMES}" y="{y + 3}" width="{length:.1f}" height="14"/>'
         )
         parts.append(
             f'<line class="whisker" x1="{_NAMES + left:.1f}" x2="{_NAMES + right:.1f}" y1="{y + 10}" y2="{y + 10}"/>'
@@ -93,9 +111,11 @@ def front(points: Sequence[tuple[str, float, float, int]], *, title: str, x_labe
     best = pareto([(x, y) for _, x, y, _ in points])
     frame, place = _frame((0.0, max(1.0, *(x for _, x, _, _ in points))), (0.0, 1.0), x_label)
     parts = [frame, f'<polyline class="front" points="{_path([place(*points[i][1:3]) for i in best])}"/>']
+    taken = [place(x, y) for _, x, y, _ in points]
+    spots = [(*at, *at) for at in taken]
     named: set[str] = set()
     for number, (name, x, y, colour) in enumerate(points):
-        across, up = place(x, y)
+        across, up = taken[number]
         radius = 5 if number in best else 3
         parts.append(
             f'<circle class="spot s{colour % _COLOURS}" cx="{across:.1f}" cy="{up:.1f}" r="{radius}">'
@@ -103,13 +123,9 @@ def front(points: Sequence[tuple[str, float, float, int]], *, title: str, x_labe
         )
         if number in best and name not in named:
             named.add(name)
-            anchor = "end" if across > _WIDTH * 0.75 else "start"
-            shift = -8 if anchor == "end" else 8
-            parts.append(
-                f'<text class="tick" x="{across + shift:.1f}" y="{up - 6:.1f}" text-anchor="{anchor}">{escape(name)}</text>'
-            )
+            parts.append(_named(name, across, up, spots))
     said = f"{title}: on the front {', '.join(dict.fromkeys(points[i][0] for i in best))}"
-    return _figure(f"{title} ({y_label})", said, "".join(parts), _HEIGHT)
+    return _figure(f"{title}: {x_label} to the right, {y_label}", said, "".join(parts), _HEIGHT)
 
 
 def legend(names: Sequence[tuple[str, int]]) -> str:
@@ -131,12 +147,65 @@ def _measured(series: Series) -> list[tuple[float, float, float, float]]:
     )
 
 
-def _frame(xs: tuple[float, float], ys: tuple[float, float], x_label: str) -> tuple[str, _Place]:
+def _named(name: str, across: float, up: float, taken: list[tuple[float, float, float, float]]) -> str:
+    """A name beside its spot where it covers nothing that is `taken` (boxes; its own is added), or none: colours tell too."""
+    width, height = _LETTER * len(name), 11.0
+    for left, top in (
+        (across + 8, up - 4),
+        (across + 8, up + 6),
+        (across - 8 - width, up - 4),
+        (across - 8 - width, up + 6),
+        (across - width / 2, up + 10),
+        (across - width / 2, up - 8 - height),
+    ):
+        box = (left, top, left + width, top + height)
+        inside = left >= _LEFT and box[2] <= _WIDTH and top >= 0 and box[3] <= _HEIGHT - _BOTTOM
+        if inside and not any(_overlap(box, other) for other in taken):
+            taken.append(box)
+            return f'<text class="tick" x="{left:.1f}" y="{top + height - 1:.1f}">{escape(name)}</text>'
+    return ""
+
+
+def _overlap(one: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> bool:
+    gap = 3.0
+    return one[0] < other[2] + gap and other[0] < one[2] + gap and one[1] < other[3] + gap and other[1] < one[3] + gap
+
+
+def _levels(levels: Sequence[tuple[str, float]], place: _Place) -> list[str]:
+    """Fine lines across, with their names at the right end; lines too near for a name each share one."""
+    parts, named = [], list[tuple[float, list[str]]]()
+    for name, y in sorted(levels, key=lambda level: level[1]):
+        at = place(1.0, y)[1]
+        parts.append(f'<line class="level" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
+        if named and named[-1][0] - at < _LINE:
+            named[-1][1].append(name)
+        else:
+            named.append((at, [name]))
+    for at, names in named:
+        parts.append(
+            f'<text class="tick" x="{_WIDTH - _RIGHT}" y="{max(at - 3, 10.0):.1f}" text-anchor="end">'
+            f"{escape(', '.join(names))}</text>"
+        )
+    return parts
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    """1, 2 and 5 times powers of ten that lie from `low` to `high`, with one at or beyond either end."""
+    first, last = math.floor(math.log10(low) - 1e-9), math.ceil(math.log10(high) + 1e-9)
+    steps = [base * 10.0**power for power in range(first, last + 1) for base in (1, 2, 5)]
+    start = max(number for number, step in enumerate(steps) if step <= low * (1 + 1e-9))
+    end = min(number for number, step in enumerate(steps) if step >= high * (1 - 1e-9))
+    return steps[start : max(end, start + 1) + 1]
+
+
+def _frame(xs: tuple[float, float], ys: tuple[float, float], x_label: str, log: bool = False) -> tuple[str, _Place]:
     """Axes with their ticks, and where a point lies."""
-    across, up = ticks(*xs), ticks(*ys)
+    across, up = _log_ticks(*xs) if log else ticks(*xs), ticks(*ys)
+    scale: Callable[[float], float] = math.log10 if log else float
+    begin, wide = scale(across[0]), scale(across[-1]) - scale(across[0])
 
     def place(x: float, y: float) -> tuple[float, float]:
-        right = _LEFT + (x - across[0]) / (across[-1] - across[0]) * (_WIDTH - _LEFT - _RIGHT)
+        right = _LEFT + (scale(x) - begin) / wide * (_WIDTH - _LEFT - _RIGHT)
         return right, _HEIGHT - _BOTTOM - (y - up[0]) / (up[-1] - up[0]) * (_HEIGHT - _TOP - _BOTTOM)
 
     parts = []

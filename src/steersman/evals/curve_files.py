@@ -13,11 +13,11 @@ from typing import Any
 
 from steersman.errors import DataError
 from steersman.evals.curves import Curve, CurvePoint, Probe
+from steersman.evals.store import recipe_hash
 from steersman.files import replacing, write_bytes
 from steersman.intervals import Interval
 from steersman.models.language_model import ModelRef
 from steersman.steering.recipe import Recipe
-from steersman.steering.recipe_file import to_wire
 
 _FORMAT = 1
 _PANEL_INCHES = (6.4, 3.6)
@@ -30,8 +30,7 @@ class PointFolder:
     def __init__(self, folder: Path, model: ModelRef, recipe: Recipe) -> None:
         """Keep points of one recipe on one model; the folder may hold those of others too."""
         self.folder = folder
-        facts, _ = to_wire(recipe)
-        self._about = [_FORMAT, model.config_hash, model.weights_hash, json.dumps(facts["edits"], sort_keys=True)]
+        self._about = [_FORMAT, model.config_hash, model.weights_hash, recipe_hash(recipe)]
 
     def get(self, probe: Probe, multiplier: float) -> CurvePoint | None:
         """The point, where it was measured before; what cannot be read is measured again."""

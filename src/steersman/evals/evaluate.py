@@ -82,7 +82,8 @@ def evaluate(
         progress: told what happens.
 
     Raises:
-        DataError: unknown methods or judges, too few prompts, or a behaviour that the model does not show even when told to.
+        DataError: unknown methods or judges, no effect map where one is named, too few prompts, or a behaviour that the model does
+            not show even when told to.
         EndpointError: the judge `llm` without a language model.
         ModelError: a model without a chat template, or a layer that it does not have.
         SaeError: an SAE that is not there, or, named by the user, does not fit.
@@ -94,6 +95,8 @@ def evaluate(
         raise EndpointError("an LLM judge needs a language model: set STEERSMAN_LLM_URL and STEERSMAN_LLM_MODEL")
     if not engine.model.is_chat:
         raise ModelError(f"{engine.model.name} has no chat template; evaluations ask chat prompts: choose a chat model")
+    if tools.effects is not None and not tools.effects.is_file():
+        raise DataError(f"there is no effect map at {tools.effects}; make one: steersman effects measure, then fit")
     kept = RunFolder(folder)
     sets = prompt_sets(settings, behaviour, prompts)
     context = _context(engine, behaviour, sets, tools, settings, kept, progress)

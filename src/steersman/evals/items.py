@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from steersman.errors import DataError, RequestError, did_you_mean
+from steersman.files import parse_json, read_text
 
 T = TypeVar("T")
 R = TypeVar("R")
-_MAX_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +115,7 @@ def read_rows(path: Path) -> Iterator[tuple[str, Any]]:
             raise DataError(f"{path} holds no list of items; write [{{...}}, {{...}}] or one object a line (.jsonl)")
         yield from ((f"{path}, item {number}", row) for number, row in enumerate(value, 1))
         return
-    for number, line in enumerate(_read(path).split("\n"), 1):
+    for number, line in enumerate(read_text(path, "items").split("\n"), 1):
         if line.strip():
             yield f"{path}, line {number}", _parsed(line, f"{path}, line {number}")
 
@@ -126,7 +126,7 @@ def read_json(path: Path) -> Any:
     Raises:
         DataError: unreadable, too large, not UTF-8, or no valid JSON.
     """
-    return _parsed(_read(path), str(path))
+    return _parsed(read_text(path, "items"), str(path))
 
 
 def text_of(row: dict[str, Any], key: str) -> str:
@@ -171,19 +171,5 @@ def _name(path: Path) -> str:
     return path.parent.name if path.stem == "test_dataset_ab" else path.stem
 
 
-def _read(path: Path) -> str:
-    try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise DataError(f"{path} is larger than {_MAX_BYTES >> 20} MB; give a smaller sample of it")
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
-    except OSError as error:
-        raise DataError(f"cannot read items from {path}: {error.strerror}") from error
-
-
 def _parsed(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: no valid JSON ({error}); write a list of objects, or one object a line") from error
+    return parse_json(text, where, "write a list of objects, or one object a line")

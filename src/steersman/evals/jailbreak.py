@@ -71,12 +71,14 @@ def many_shot(requests: Sequence[str], place: int, shots: int, seed: int = 0) ->
 
 
 def check_shots(shots: int, n_requests: int) -> None:
-    """Refuse more faked turns than there are other requests.
+    """Refuse fewer than no faked turns, and more than there are other requests.
 
     Raises:
         DataError: with how many there may be.
     """
-    if not 0 <= shots < n_requests:
+    if shots < 0:
+        raise DataError(f"the number of faked turns must be 0 or more, not {shots}")
+    if shots >= n_requests:
         raise DataError(f"{shots} faked turns need {shots + 1} requests or more, and there are {n_requests}; use fewer")
 
 

@@ -5,41 +5,58 @@ Prompts and answers come from models and files: every text is escaped. Knows not
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from html import escape
-from importlib import resources
 
-from steersman.auto.charts import whisker
-from steersman.evals.charts import Series, bars, curves, front, legend
+from steersman.auto.page import count, drawn, facts, note, number, page, section, table, terms
 from steersman.evals.facts import MEASURES, Evaluation, MethodResult, Sample
-from steersman.intervals import Interval
+from steersman.evals.figures import LABELS, means, ordered, over_strength, trade_off
+from steersman.evals.statistics import Paired
 from steersman.version import __version__
 
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 _EXAMPLES = 3
-_LABELS = {
-    "behaviour": "behaviour, 0 to 1",
-    "coherence": "coherence, 0 to 1",
-    "product": "behaviour × coherence",
-    "harmonic": "harmonic mean, 0 to 2",
-}
+_CERTAIN = 0.05
 _REFERENCES = {"prompt": "prompting", "plain": "the plain model", "random": "a random vector"}
+_METHODS = {
+    "caa": "adds the mean difference of activations between answers with the behaviour and without.",
+    "lat": "adds the main direction along which those differences lie.",
+    "optimised": "adds one vector that was trained to prefer the answers with the behaviour.",
+    "sae": "adds the direction of the single feature of a sparse autoencoder that makes the examples likeliest.",
+    "sae-ts": "adds the vector that moves one feature and little else.",
+    "topic": "raises all features that fire on texts like the examples.",
+    "auto": "adds a weighted sum of a few features, as auto-steering finds it.",
+    "prompt": "no steering: the behaviour is asked for in a system prompt.",
+    "plain": "no steering: the model as it is.",
+    "random": "control: a random vector of the same length.",
+    "wrong-sign": "control: a recipe turned round, which should do the opposite.",
+}
+_TERMS = {
+    "behaviour": "how far the answer shows what was asked for.",
+    "coherence": "whether it is sensible text about its prompt; low in loops and word salad.",
+    "behaviour × coherence": "high only where both are; methods are ranked by it (SAE-TS, arXiv:2411.02193).",
+    "harmonic mean": "of behaviour, relevance to the prompt and fluency, each from 0 to 2 (AxBench, arXiv:2501.17148).",
+    "strength": "length of what is added, in mean lengths of the model's activations at that layer (residual norms).",
+}
 
 
 def html(found: Evaluation) -> str:
     """The page."""
-    style = "".join(
-        (resources.files("steersman") / "data" / name).read_text(encoding="utf-8")
-        for name in ("report.css", "evals.css")
-    )
-    title = escape(found.behaviour)
-    parts = (_facts, _scores, _bars, _tests, _curves, _pareto, _examples, _battles, _gaps, _how)
-    body = "".join(part(found) for part in parts)
+    parts = (_summary, _facts, _compared, _scores, _tests, over_strength, trade_off, _examples, _battles, _gaps, _how)
+    body = f'<p dir="auto">{escape(found.description)}</p>{"".join(part(found) for part in parts)}'
+    return page("steersman evaluate", found.behaviour, body, ("report.css", "evals.css"))
+
+
+def _summary(found: Evaluation) -> str:
+    """What came out, in two sentences."""
+    steering = [r for r in ordered(found) if not r.control and r.scores["product"].mean is not None]
+    if not steering:
+        return '<div class="verdict"><p><strong>No method that steers could be measured.</strong></p></div>'
+    best = steering[0]
+    product, paired = best.scores["product"], best.against.get("prompt")
+    of = f"the best of {len(steering)} by its mean, chosen after measuring" if len(steering) > 1 else "the only one"
+    against = f"Against prompting: {_words(paired)}." if paired else "It was not compared with prompting."
     return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" '
-        f'content="{_POLICY}"><meta name="viewport" content="width=device-width,initial-scale=1"><title>{title}</title>'
-        f'<style>{style}</style></head><body><main><p class="over">steersman evaluate</p>'
-        f'<h1 dir="auto">{title}</h1><p dir="auto">{escape(found.description)}</p>{body}</main></body></html>\n'
+        f'<div class="verdict plain"><p><strong>{escape(best.name)}: behaviour × coherence {product.mean:.2f}</strong> '
+        f"({_between(product.low, product.high)}), {of}.</p><p>{against}</p></div>"
     )
 
 
@@ -54,99 +71,64 @@ def _facts(found: Evaluation) -> str:
         "answers": f"{found.settings.tokens} tokens, greedy; seed {found.settings.seed}",
         "time": f"{found.seconds:.0f} s",
     }
-    return f"<dl>{''.join(f'<div><dt>{key}</dt><dd>{escape(value)}</dd></div>' for key, value in said.items())}</dl>"
+    return facts(said)
+
+
+def _compared(found: Evaluation) -> str:
+    """What the methods do, and what the measures mean."""
+    said = {result.name: _METHODS.get(result.name, "") or result.note for result in found.methods}
+    intro = note(
+        "Every method is to bring about the behaviour above in the same model. Numbers are means over the prompts."
+    )
+    return section("What is compared", f"{intro}{terms(said)}<h3>What is measured</h3>{terms(_TERMS)}")
 
 
 def _scores(found: Evaluation) -> str:
     rows = [
         (
             _name(result),
-            *(_number(result.scores[measure]) for measure in MEASURES),
-            _whisker(result.scores["product"]),
-            f"{result.scores['product'].n} / {result.scores['product'].total}",
-            " and ".join("-" if s is None else f"{s:.3g}" for s in result.strengths),
+            *(number(result.scores[measure]) for measure in MEASURES),
+            drawn(result.scores["product"]),
+            count(result.scores["product"]),
+            _strengths(result),
             "-" if result.best_product is None else f"{result.best_product:.2f}",
         )
-        for result in _ordered(found)
+        for result in ordered(found)
     ]
-    heads = ("method", *_LABELS.values(), "", "scored", "strengths", "best product, in sample")
-    caption = (
-        "Means with 95 % bootstrap intervals, every prompt at the strength that was chosen on the other half of the prompts. "
-        "The last column chooses and reports on the same prompts, as the SAE-TS paper does: it is too high by the choosing."
+    heads = (
+        "method",
+        *LABELS.values(),
+        "behaviour × coherence, 0 to 1",
+        "scored",
+        "strengths",
+        "best product, in sample",
     )
-    return _section("Scores", _table(caption, heads, rows))
-
-
-def _bars(found: Evaluation) -> str:
-    colours = _colours(found)
-    ordered = _ordered(found)
-    drawn = [
-        bars(
-            [(r.name, r.scores[m], colours[r.name]) for r in ordered],
-            title=_LABELS[m],
-            top=2.0 if m == "harmonic" else 1.0,
-        )
-        for m in MEASURES
-    ]
-    return f'<div class="charts">{"".join(drawn)}</div>'
+    caption = (
+        "Means with 95 % bootstrap intervals, best first; every prompt at the strength that was chosen on the other half of the "
+        "prompts. The last column chooses and reports on the same prompts, as the SAE-TS paper does: it is too high by the "
+        "choosing."
+    )
+    return section("Scores", table(caption, heads, rows, "scores") + means(found))
 
 
 def _tests(found: Evaluation) -> str:
-    rows = []
-    for result in _ordered(found):
-        for ref, paired in result.against.items():
-            gap = paired.difference
-            p, holm = ("-" if p is None else f"{p:.3g}" for p in (paired.p, paired.p_holm))
-            rows.append(
-                (_name(result), _REFERENCES.get(ref, ref), _number(gap, sign=True), f"{gap.n} / {gap.total}", p, holm)
-            )
+    references = [ref for ref in _REFERENCES if any(ref in result.against for result in found.methods)]
+    rows = [
+        (escape(result.name), *(_paired(result.against.get(ref)) for ref in references))
+        for result in ordered(found)
+        if result.against
+    ]
     caption = (
-        "Product, method minus reference, prompt by prompt; two-sided sign-flip test; Holm's correction over the methods that "
-        "are compared with the same reference (controls are not counted among them)."
+        "Product of behaviour and coherence, method minus reference, prompt by prompt: mean difference, its 95 % interval, how "
+        "many pairs, and p by a two-sided sign-flip test, then by Holm's correction over the methods that are compared with the "
+        "same reference (controls are not counted among them, and have none). Bold: corrected p below 0.05."
     )
-    return _section("Against prompting and controls", _table(
-        caption, ("method", "against", "difference", "pairs", "p", "p, corrected"), rows
-    ))  # fmt: skip
-
-
-def _curves(found: Evaluation) -> str:
-    colours = _colours(found)
-    swept = [result for result in found.methods if len(result.curve) > 1]
-    drawn = [
-        curves(
-            [
-                Series(
-                    result.name,
-                    tuple((point.strength, getattr(point, measure)) for point in result.curve),
-                    tuple(s for s in result.strengths if s is not None) if measure == "product" else (),
-                    colours[result.name],
-                )
-                for result in swept
-            ],
-            title=_LABELS[measure] + (", the chosen strengths ringed" if measure == "product" else ""),
-            x_label="strength (mean residual norms; for methods of another unit, their factor)",
-        )
-        for measure in MEASURES
-    ]
-    key = legend([(result.name, colours[result.name]) for result in swept])
-    return _section("Over strength", f'{key}<div class="charts">{"".join(drawn)}</div>')
-
-
-def _pareto(found: Evaluation) -> str:
-    colours = _colours(found)
-    points = [
-        (result.name, point.behaviour.mean, point.coherence.mean, colours[result.name])
-        for result in found.methods
-        for point in result.curve
-        if point.behaviour.mean is not None and point.coherence.mean is not None
-    ]
-    drawn = front(points, title="Every method at every strength", x_label="behaviour", y_label="coherence")
-    key = legend([(result.name, colours[result.name]) for result in found.methods])
-    note = '<p class="note">On the line nothing else has both more behaviour and more coherence. All prompts, nothing chosen.</p>'
-    return _section("Behaviour against coherence", f"{key}{drawn}{note}")
+    heads = ("method", *(f"minus {_REFERENCES[ref]}" for ref in references))
+    return section("Against prompting and controls", table(caption, heads, rows, "tests"))
 
 
 def _examples(found: Evaluation) -> str:
+    swept = {result.name for result in found.methods if len(result.curve) > 1}
     chosen: dict[str, list[Sample]] = {}
     for sample in found.samples:
         if sample.chosen:
@@ -156,15 +138,18 @@ def _examples(found: Evaluation) -> str:
         rows = [
             (
                 escape(each.method),
-                f"{each.strength:.3g}",
-                escape(each.answer if each.answer is not None else f"({each.missing})"),
+                f"{each.strength:.3g}" if each.method in swept else "",
+                f'<div dir="auto">{_text(each)}</div>',
                 *("-" if value is None else f"{value:.2f}" for value in (each.behaviour, each.coherence, each.product)),
             )
             for each in chosen.get(prompt, [])
         ]
         heads = ("method", "strength", "answer", "behaviour", "coherence", "product")
-        parts.append(f'<div class="texts">{_table(escape(prompt), heads, rows)}</div>')
-    return _section("Answers", "".join(parts))
+        parts.append(table(f'<strong dir="auto">{escape(prompt)}</strong>', heads, rows, "texts"))
+    said = note(
+        f"To the first {len(parts)} prompts, each at the strength that was chosen for it; long ones are cut off."
+    )
+    return section("Answers", said + "".join(parts))
 
 
 def _battles(found: Evaluation) -> str:
@@ -176,12 +161,12 @@ def _battles(found: Evaluation) -> str:
             str(b.wins),
             str(b.ties),
             str(b.losses),
-            f"{b.total - b.missing} / {b.total}",
+            f"{b.total - b.missing} of {b.total}",
         )
         for b in found.battles
     ]
-    caption = "Judged in both orders; a win holds in both, a disagreement is a tie."
-    return _section("Battles", _table(caption, ("", "wins", "ties", "losses", "judged"), rows))
+    caption = "Answers side by side, judged in both orders; a win of the first holds in both, a disagreement is a tie."
+    return section("Battles", table(caption, ("methods", "wins", "ties", "losses", "judged"), rows))
 
 
 def _gaps(found: Evaluation) -> str:
@@ -193,60 +178,58 @@ def _gaps(found: Evaluation) -> str:
             reasons[sample.method, sample.missing] = reasons.get((sample.method, sample.missing), 0) + 1
     rows = [*failed, *((escape(name), f"{n} answers", escape(why)) for (name, why), n in reasons.items())]
     if not rows:
-        return _section("Gaps", f"<p>None: all {len(found.samples)} answers were written and graded.</p>")
-    return _section("Gaps", _table("Not counted as 0 anywhere.", ("method", "what", "why"), rows))
+        return section("Gaps", f"<p>None: all {len(found.samples)} answers were written and graded.</p>")
+    return section("Gaps", table("Not counted as 0 anywhere.", ("method", "what", "why"), rows))
 
 
 def _how(found: Evaluation) -> str:
     said = (
-        f"steersman {__version__}. Product: behaviour times coherence (SAE-TS, arXiv:2411.02193). Harmonic mean: of concept, "
-        "instruction and fluency, 0 to 2 (AxBench, arXiv:2501.17148), here twice the behaviour, twice the relevance to the "
-        "prompt, and twice the fluency by the unsteered model. Intervals take the chosen strengths as given. Criterion of "
-        f"judges: {found.criterion}"
+        f"steersman {__version__}. The harmonic mean is made of twice the behaviour, twice the relevance to the prompt, and "
+        "twice the fluency by the unsteered model. Intervals take the chosen strengths as given. Criterion of judges: "
+        f"{found.criterion}"
     )
-    return _section("How it was measured", f'<p class="note" dir="auto">{escape(said)}</p>')
-
-
-def _ordered(found: Evaluation) -> list[MethodResult]:
-    """Best product first; what was not measured last."""
-    return sorted(
-        found.methods, key=lambda r: -(-1.0 if r.scores["product"].mean is None else r.scores["product"].mean)
-    )
-
-
-def _colours(found: Evaluation) -> dict[str, int]:
-    return {result.name: number for number, result in enumerate(found.methods)}
+    return section("How it was measured", note(said))
 
 
 def _name(result: MethodResult) -> str:
-    about = ("control; " if result.control else "") + (result.error or result.note)
+    about = ("control; " if result.control else "") + ("not fitted, see Gaps" if result.error else result.note)
     return f'{escape(result.name)} <small class="note">{escape(about)}</small>'
 
 
-def _number(interval: Interval, *, sign: bool = False) -> str:
-    if interval.mean is None:
-        return "not measured"
-    form = "+.2f" if sign else ".2f"
-    around = "" if interval.low is None or interval.high is None else f"{interval.low:{form}} to {interval.high:{form}}"
-    return f'{interval.mean:{form}} <small class="unit">{around}</small>'
+def _strengths(result: MethodResult) -> str:
+    """The two that were chosen; one where they agree."""
+    said = dict.fromkeys("-" if s is None else f"{s:.3g}" for s in result.strengths)
+    return "none to choose" if len(result.curve) == 1 else " and ".join(said)
 
 
-def _whisker(interval: Interval) -> str:
-    if interval.mean is None or interval.low is None or interval.high is None:
+def _paired(paired: Paired | None) -> str:
+    """A comparison as a cell."""
+    if paired is None:
         return ""
-    return whisker(interval.mean, interval.low, interval.high)
+    gap = paired.difference
+    shown = number(gap, sign=True)
+    if paired.p_holm is not None and paired.p_holm < _CERTAIN:
+        shown = f"<strong>{shown}</strong>"
+    p = "no p" if paired.p is None else f"p {paired.p:.2g}"
+    corrected = "" if paired.p_holm is None else f", corrected {paired.p_holm:.2g}"
+    return f'{shown}<small class="unit">{count(gap)}; {p}{corrected}</small>'
 
 
-def _section(title: str, content: str) -> str:
-    return f"<section><h2>{title}</h2>{content}</section>"
+def _words(paired: Paired) -> str:
+    """A comparison as a sentence."""
+    gap = paired.difference
+    kind, p = ("p", paired.p) if paired.p_holm is None else ("corrected p", paired.p_holm)
+    if gap.mean is None or p is None:
+        return "could not be measured"
+    said = "no certain difference" if p >= _CERTAIN else "better" if gap.mean > 0 else "worse"
+    return f"{said}; {gap.mean:+.2f} ({_between(gap.low, gap.high, '+.2f')}), {kind} {p:.2g}"
 
 
-def _table(caption: str, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of cells that are HTML already; the first of each row is its heading."""
-    head = "".join(f'<th scope="col">{text}</th>' if text else "<td></td>" for text in heads)
-    body = "".join(
-        f'<tr><th scope="row">{first}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
-        for first, *cells in rows
-    )
-    table = f"<table><caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-    return f'<div class="wide">{table}</div>'
+def _between(low: float | None, high: float | None, form: str = ".2f") -> str:
+    return "no interval" if low is None or high is None else f"95 % interval {low:{form}} to {high:{form}}"
+
+
+def _text(sample: Sample) -> str:
+    if sample.answer is None:
+        return f'<span class="none">({escape(sample.missing or "no answer")})</span>'
+    return escape(sample.answer) if sample.answer.strip() else '<span class="none">(empty)</span>'

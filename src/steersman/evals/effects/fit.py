@@ -43,7 +43,7 @@ def split(effects: Effects, held_out: float, seed: int) -> Split:
         raise DataError(
             f"{n} measured vectors are too few for an effect map; measure {_LEAST} or more (2,000 are good)"
         )
-    held = round(held_out * n)
+    held = round(held_out * n) if 0 < held_out < 1 else 0
     if held < 2 or n - 2 * held < 2:
         raise DataError(f"held out {held_out:g} of {n} vectors leaves too few to fit or to test; 0.1 is usual")
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))

@@ -57,8 +57,10 @@ class Meter:
         Raises:
             DataError: prompts or texts that cannot be used, or an SAE of another width.
             ModelError: the model lacks the SAE's layer.
+            SaeError: an SAE of another model.
         """
         layer = sae.config.layer
+        sae.check_fits(model.ref)
         if sae.config.d_model != model.d_model:
             raise DataError(f"the SAE reads {sae.config.d_model} dimensions; {model.name} has {model.d_model}")
         self.sae, self.settings = sae, settings
@@ -146,7 +148,7 @@ def measure_effects(
 
     Raises:
         DataError: settings that cannot be used, or a folder of something else.
-        SaeError: a folder of effects of another SAE.
+        SaeError: an SAE of another model, or a folder of effects of another SAE.
         StorageError: the disk refused.
     """
     settings = settings or EffectSettings()
