@@ -121,3 +121,30 @@ def test_a_row_holds_nothing_of_the_request_that_had_it_before(way: str) -> None
     assert keys.isfinite().all()
     assert values.isfinite().all()
     assert torch.equal(keys[0, :, :4], states(1, 2, 8)[1, :, :4])
+
+
+def test_rows_that_read_several_columns_write_those_of_their_own() -> None:
+    cache = KVCache(LAYERS)
+    write(cache, 0, 3, 0, 8)
+    starts = [8, 3, 5]
+    with torch.inference_mode():
+        cache.aim(torch.tensor(starts)[:, None] + torch.arange(4), 12, None)
+        keys, values = cache.update(states(20, 3, 4), states(20, 3, 4) + 1, 0)
+    expected = torch.cat([states(0, 3, 8), torch.zeros(3, HEADS, 4, DIM)], dim=2)
+    for row, start in enumerate(starts):
+        expected[row, :, start : start + 4] = states(20, 3, 4)[row]
+    assert torch.equal(keys, expected)
+    assert torch.equal(values[1, :, 3:7], keys[1, :, 3:7] + 1)
+
+
+def test_rows_of_a_slab_are_handed_on_up_to_their_length() -> None:
+    source, slab = KVCache(LAYERS), KVCache(LAYERS)
+    keys, values = write(source, 0, 2, 0, 8)
+    with torch.inference_mode():
+        source.layers[1].values[0, :, 5:] = torch.nan
+    slab.take_rows(source, [0, 1, 0, 0], [5, 8, 5, 4])
+    taken, beside = step(slab, 50, [8, 8, 5, 4], length=16)
+    for row, (origin, length) in enumerate([(0, 5), (1, 8), (0, 5), (0, 4)]):
+        assert torch.equal(taken[row, :, :length], keys[origin, :, :length])
+        assert torch.equal(beside[row, :, :length], values[origin, :, :length])
+        assert not beside[row, :, 9:].any()

@@ -12,7 +12,7 @@ from tests.engine.rig import Passes, ask, conditions, edit_of, hooks_of, make_en
 from tests.tiny import CONTEXT, tiny_model
 from torch import Tensor
 
-from steersman.engine import likelihood
+from steersman.engine import reading, reading_plan
 from steersman.engine.engine import Engine
 from steersman.engine.likelihood import AnswerItem, ChoiceQuestion, answer_logprobs, choice_accuracy, choose
 from steersman.errors import DataError, RecipeMismatch, RequestError
@@ -52,8 +52,8 @@ def test_likelihoods_are_those_of_a_plain_forward_pass(kind: str) -> None:
 def test_likelihoods_do_not_depend_on_the_pieces_they_are_read_in(monkeypatch: pytest.MonkeyPatch) -> None:
     engine, items = make_engine(model_of("llama")), some_items()
     whole = answer_logprobs(engine, items)
-    monkeypatch.setattr(likelihood, "_MAX_LOGITS", 1)
-    monkeypatch.setattr(likelihood, "_MAX_ROWS", 5)
+    monkeypatch.setattr(reading, "_MAX_LOGITS", 1)
+    monkeypatch.setattr(reading_plan, "_MAX_ROWS", 5)
     passes = Passes(monkeypatch)
     for one, other in zip(whole, answer_logprobs(engine, items), strict=True):
         assert torch.allclose(one, other, atol=1e-4)

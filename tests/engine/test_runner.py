@@ -52,6 +52,19 @@ def test_logits_are_those_of_a_plain_forward_pass(kind: str) -> None:
     check_passes(model_of(kind))
 
 
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_rows_read_on_from_where_each_one_ends(kind: str) -> None:
+    model, ids = model_of(kind), sequences(3, 32)
+    runner, starts = Runner(model), torch.tensor(LENGTHS)[:, None]
+    prompts, cache = runner.new_cache(), runner.new_cache(29)
+    runner.forward(prompts, ids[:, :24], torch.arange(24).expand(3, -1), starts - 1)
+    cache.take_rows(prompts, range(3), LENGTHS)
+    positions = starts + torch.arange(8)
+    logits = runner.forward(cache, ids.gather(1, positions), positions, torch.tensor([[0, 7]] * 3))
+    for row, start in enumerate(LENGTHS):
+        assert torch.allclose(logits[row], plain(model, ids[row])[[start, start + 7]], atol=2e-3)
+
+
 @pytest.mark.parametrize("kind", ["llama", "mistral", "gemma2", "gemma3", "qwen3_moe"])
 def test_logits_with_the_attention_written_out(kind: str) -> None:
     model = tiny_model(kind)

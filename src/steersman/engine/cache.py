@@ -6,6 +6,7 @@ slab grows with the longest sequence and gives a row back by moving the last one
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -37,13 +38,14 @@ class KVCache(Cache):  # type: ignore[misc]
         Args:
             positions: `(rows, seq)` position of each token; rows 0 to `rows - 1` of the slab take part.
             length: columns to attend to, at least the largest position + 1.
-            start: the common first position, when all rows write the columns from there on; else None, with `seq` 1.
+            start: the common first position, when all rows write the columns from there on; None when each row writes the
+                columns of its own positions.
         """
         self.used_rows, self.length, self.start = len(positions), length, start
         self.capacity_rows = max(self.capacity_rows, len(positions))
         if start is None:
-            self.row_index = torch.arange(len(positions), device=positions.device)
-            self.columns = positions[:, 0]
+            self.row_index = torch.arange(len(positions), device=positions.device)[:, None]
+            self.columns = positions
         if length > self.capacity_tokens:
             self.capacity_tokens = -(-length // _GROW_TOKENS) * _GROW_TOKENS
 
@@ -67,6 +69,15 @@ class KVCache(Cache):  # type: ignore[misc]
             mine.keys[row, :, :length] = other.keys[source_row, :, :length]
             mine.values[row, :, :length] = other.values[source_row, :, :length]
             mine.clear(row, length)
+
+    @torch.inference_mode()
+    def take_rows(self, source: KVCache, rows: Sequence[int], lengths: Sequence[int]) -> None:
+        """Fill an empty slab: row `i` becomes the first `lengths[i]` columns of another slab's row `rows[i]`."""
+        self.capacity_rows = max(self.capacity_rows, len(rows))
+        self.capacity_tokens = max(self.capacity_tokens, *lengths)
+        for mine, other in zip(self.layers, source.layers, strict=True):
+            mine.reserve(other.keys, other.values)
+            mine.take(other, rows, lengths)
 
     @torch.inference_mode()
     def move_row(self, source: int, target: int, length: int) -> None:
@@ -104,6 +115,14 @@ class _SlabLayer(CacheLayerMixin):  # type: ignore[misc]
                 setattr(self, name, new)
         self.is_initialized = True
 
+    def take(self, other: _SlabLayer, rows: Sequence[int], lengths: Sequence[int]) -> None:
+        """Copy rows of another slab into the first ones, each up to its length; what the other holds behind it stays there."""
+        longest, device = max(lengths), other.keys.device
+        chosen = torch.tensor(rows, device=device)
+        behind = torch.arange(longest, device=device) >= torch.tensor(lengths, device=device)[:, None]
+        for mine, its in ((self.keys, other.keys), (self.values, other.values)):
+            mine[: len(rows), :, :longest] = its[chosen, :, :longest].masked_fill(behind[:, None, :, None], 0)
+
     def shrink(self) -> None:
         """Give back rows and columns beyond the slab's capacity."""
         if self.keys is not None:
@@ -121,8 +140,8 @@ class _SlabLayer(CacheLayerMixin):  # type: ignore[misc]
         self.reserve(key_states, value_states)
         keys, values = self.keys[: slab.used_rows], self.values[: slab.used_rows]
         if slab.start is None:
-            keys[slab.row_index, :, slab.columns] = key_states[:, :, 0]
-            values[slab.row_index, :, slab.columns] = value_states[:, :, 0]
+            keys[slab.row_index, :, slab.columns] = key_states.transpose(1, 2)
+            values[slab.row_index, :, slab.columns] = value_states.transpose(1, 2)
         else:
             stop = slab.start + key_states.shape[2]
             keys[:, :, slab.start : stop] = key_states

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -25,7 +25,9 @@ from steersman.facts import fact
 from steersman.models.language_model import LanguageModel
 from steersman.models.residuals import ModelProfile, load_profile
 from steersman.sae.library import resolve
+from steersman.sae.model import SparseAutoencoder
 from steersman.settings import Settings
+from steersman.steering.recipe import Recipe
 
 
 @fact
@@ -130,6 +132,14 @@ class Engine:
         """
         return self._enqueue(self._made(request))
 
+    def saes_for(self, recipe: Recipe | None) -> Mapping[str, SparseAutoencoder]:
+        """The SAEs of a recipe's `weight` and `swap` edits, by `weights_hash`, found once and kept; empty where it has none.
+
+        Raises:
+            SaeError, RecipeError: as for a request with that recipe.
+        """
+        return self._saes.needed_by(recipe)
+
     def close(self) -> None:
         """Cancel what runs and give the memory back; the engine can be used again."""
         with self._turn:
@@ -153,7 +163,7 @@ class Engine:
     def _made(self, request: Request, *, stream: bool = False) -> RunningSequence:
         """The request, checked, with all it needs at hand."""
         sequence = RunningSequence(self.model, request, stream=stream)
-        sequence.saes = self._saes.needed_by(request.recipe)
+        sequence.saes = self.saes_for(request.recipe)
         return sequence
 
     def _enqueue(self, sequence: RunningSequence) -> Ticket:

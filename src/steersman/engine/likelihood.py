@@ -1,38 +1,25 @@
 """How likely a model finds answers that are given, plain or steered, and which of several answers it finds likeliest.
 
-Answers are read, not written: all their tokens in one pass, in batches of similar length. What a batch's rows begin with alike
-(a system prompt, a question with several answers) is read once. Knows nothing of judges; a recipe's `abort` is left aside, as
+Answers are read, not written: many tokens of many rows in one pass. What rows begin with alike (a system prompt, a question
+with several answers) is read once. Knows nothing of judges, or of what is read together; a recipe's `abort` is left aside, as
 nothing is being written that could be ended.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steersman.engine.cache import KVCache
 from steersman.engine.engine import Engine
+from steersman.engine.reading import Reader
+from steersman.engine.reading_plan import Row
 from steersman.engine.runner import Runner
 from steersman.errors import DataError, RequestError
 from steersman.facts import fact
 from steersman.models.language_model import LanguageModel, Prompt
-from steersman.models.spans import in_common
-from steersman.sae.model import SparseAutoencoder
-from steersman.steering.plan import BatchPlan, Latches, TokenBatch
 from steersman.steering.recipe import Recipe
-
-# Whole fours of columns, and never a single row of logits: see `PrefillBatch` for what that does to the last bit.
-_STEP = 4
-_HEAD_TOKENS = 16
-_PASS_COST = 32  # What a pass costs beside its tokens, in tokens.
-_MAX_ROWS, _MAX_SLAB_TOKENS = 64, 4096
-_MAX_LOGITS = 1 << 25
-"""Numbers of logits that are held at once: 134 MB."""
 
 
 @fact
@@ -85,12 +72,10 @@ def answer_logprobs(engine: Engine, items: Sequence[AnswerItem]) -> list[Float[T
     """
     rows = [_row(engine, index, item) for index, item in enumerate(items)]
     found: dict[int, Tensor] = {}
-    runner = Runner(engine.model)
-    for batch in _batches(rows):
-        for row, logprobs in zip(batch, _read(runner, engine.profile.mean_norms, batch), strict=True):
-            if not bool(logprobs.isfinite().all()):
-                raise RequestError(f"the model's output is not a number at strength {row.strength:g}; lower it")
-            found[row.index] = logprobs
+    for row, logprobs in Reader(Runner(engine.model), engine.profile.mean_norms).read(rows):
+        if not bool(logprobs.isfinite().all()):
+            raise RequestError(f"the model's output is not a number at strength {row.strength:g}; lower it")
+        found[row.index] = logprobs
     return [found[index] for index in range(len(items))]
 
 
@@ -136,28 +121,11 @@ def choice_accuracy(
     return right / len(questions)
 
 
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """An item as tokens, with all it needs."""
-
-    index: int
-    ids: tuple[int, ...]
-    start: int
-    """Where the answer begins."""
-    recipe: Recipe | None
-    strength: float
-    saes: Mapping[str, SparseAutoencoder]
-
-    @property
-    def prompt(self) -> tuple[int, ...]:
-        return self.ids[: self.start]
-
-
-def _row(engine: Engine, index: int, item: AnswerItem) -> _Row:
+def _row(engine: Engine, index: int, item: AnswerItem) -> Row:
     model, recipe = engine.model, item.recipe
     if recipe is not None:
         recipe.check_fits(model)
-    saes = engine._saes.needed_by(recipe)
+    saes = engine.saes_for(recipe)
     if recipe is not None and (item.strength == 0.0 or not any(edit.strength for edit in recipe.edits)):
         recipe = None  # Strength 0 is the plain model, bit for bit.
     prompt = model.encode(item.prompt)
@@ -167,7 +135,7 @@ def _row(engine: Engine, index: int, item: AnswerItem) -> _Row:
         raise RequestError(
             f"item {index}: prompt and answer have {len(ids)} tokens; {model.name} reads {model.context_tokens}: shorten them"
         )
-    return _Row(index, ids, len(prompt), recipe, item.strength, saes)
+    return Row(index, ids, len(prompt), recipe, item.strength, saes)
 
 
 def _answer_ids(model: LanguageModel, item: AnswerItem, prompt: Sequence[int]) -> Sequence[int]:
@@ -183,108 +151,3 @@ def _answer_ids(model: LanguageModel, item: AnswerItem, prompt: Sequence[int]) -
     if not alone:
         raise RequestError(f"the answer {item.answer[:40]!r} holds no token that {model.name} knows")
     return alone
-
-
-def _batches(rows: Sequence[_Row]) -> Iterator[list[_Row]]:
-    """Rows that are cheaper read together than apart: of one prompt, of one system prompt, of similar length."""
-    heads = Counter(row.ids[:_HEAD_TOKENS] for row in rows)
-    order = {recipe: place for place, recipe in enumerate(dict.fromkeys(id(row.recipe) for row in rows))}
-
-    def place(row: _Row) -> tuple[object, ...]:
-        head = row.ids[:_HEAD_TOKENS]
-        return order[id(row.recipe)], row.strength, head if heads[head] > 1 else (), row.start, row.prompt, len(row.ids)
-
-    batch: list[_Row] = []
-    shared = width = 0
-    for row in sorted(rows, key=place):
-        common, wide = min(shared, _alike(batch[0], row)) if batch else row.start - 1, max(width, len(row.ids))
-        apart = _cost(len(batch), shared, width) + _cost(1, 0, len(row.ids))
-        full = len(batch) >= _MAX_ROWS or (len(batch) + 1) * wide > _MAX_SLAB_TOKENS
-        if batch and (full or _cost(len(batch) + 1, common, wide) > apart):
-            yield batch
-            batch, common, wide = [], row.start - 1, len(row.ids)
-        batch, shared, width = [*batch, row], common, wide
-    if batch:
-        yield batch
-
-
-def _cost(rows: int, shared: int, width: int) -> int:
-    """What it takes to read `rows` rows of `width` tokens that begin alike, in tokens."""
-    if rows < 2 or shared < _STEP:
-        return rows * width + _PASS_COST
-    return shared + rows * (width - shared) + 2 * _PASS_COST
-
-
-def _alike(one: _Row, other: _Row) -> int:
-    """How many tokens, steered alike, both begin with; the one that predicts the answer's first token is not counted."""
-    if one.recipe is not other.recipe or (one.recipe and (one.strength, one.start) != (other.strength, other.start)):
-        return 0  # Where edits and schedules apply is counted from the prompt's end.
-    return min(in_common(one.ids, other.ids), one.start - 1, other.start - 1)
-
-
-def _read(runner: Runner, mean_norms: Sequence[float], rows: Sequence[_Row]) -> list[Tensor]:
-    """Log-probabilities of the answers of one batch, piece by piece of its columns."""
-    shared = min((_alike(rows[0], row) for row in rows[1:]), default=0) // _STEP * _STEP
-    width = -(-max(len(row.ids) for row in rows) // _STEP) * _STEP
-    step = max(_STEP, _MAX_LOGITS // runner.model.n_vocab // len(rows) // _STEP * _STEP)
-    cache = runner.new_cache()
-    latches: list[Latches] = [{} for _ in rows]
-    if shared:
-        head, met = runner.new_cache(), Latches()
-        _pass(runner, mean_norms, head, rows[:1], slice(0, shared), [met])
-        cache.fit(len(rows), width)
-        for place, latch in enumerate(latches):
-            cache.copy_row(head, 0, place, shared)
-            latch.update(met)
-    pieces: list[list[Tensor]] = [[] for _ in rows]
-    for start in range(shared, width, step):
-        columns = slice(start, min(start + step, width))
-        for found, logprobs in zip(pieces, _pass(runner, mean_norms, cache, rows, columns, latches), strict=True):
-            found.append(logprobs)
-    return [torch.cat(found) for found in pieces]
-
-
-def _pass(
-    runner: Runner,
-    mean_norms: Sequence[float],
-    cache: KVCache,
-    rows: Sequence[_Row],
-    columns: slice,
-    latches: Sequence[Latches],
-) -> list[Tensor]:
-    """Read some columns of the rows; log-probabilities of the answer tokens that these columns predict."""
-    device, start, stop = runner.model.device, columns.start, columns.stop
-    # Padding repeats token 0; it lies behind every real token and is never looked at.
-    ids = torch.tensor([_padded(row.ids[start:stop], stop - start) for row in rows], device=device)
-    positions = torch.arange(start, stop, device=device).clamp(max=runner.model.context_tokens - 1)
-    positions = positions.expand(len(rows), -1)
-    # A column predicts the token behind it.
-    wanted = [range(max(row.start - 1, start), max(min(len(row.ids) - 1, stop), start)) for row in rows]
-    wide = max(2, *map(len, wanted))
-    keep = torch.tensor([_padded([column - start for column in kept], wide) for kept in wanted], device=device)
-    bound = None
-    if any(row.recipe for row in rows):
-        batch = TokenBatch(
-            token_ids=ids,
-            positions=positions,
-            prompt_lengths=torch.tensor([[row.start] for row in rows], device=device),
-            valid=torch.arange(start, stop, device=device)
-            < torch.tensor([[len(row.ids)] for row in rows], device=device),
-            gains=torch.tensor([row.strength for row in rows], device=device),
-        )
-        saes = {key: sae for row in rows for key, sae in row.saes.items()}
-        bound = BatchPlan([row.recipe for row in rows], mean_norms, device, saes).bind(batch, latches)
-    logits = runner.forward(cache, ids, positions, keep, bound)
-    if bound is not None:
-        bound.commit()
-    found = []
-    for place, (row, kept) in enumerate(zip(rows, wanted, strict=True)):
-        targets = torch.tensor([row.ids[column + 1] for column in kept], dtype=torch.long, device=device)
-        # Row by row: the softmax of a whole batch would double its memory.
-        logprobs = logits[place, : len(kept)].log_softmax(-1).gather(-1, targets[:, None])[:, 0]
-        found.append(logprobs.cpu())
-    return found
-
-
-def _padded(values: Sequence[int], width: int) -> list[int]:
-    return [*values, *[0] * (width - len(values))]

@@ -51,9 +51,11 @@ class Runner:
         self._additive = config._attn_implementation == "eager"
         self._unembedding = model.hf.get_output_embeddings()
 
-    def new_cache(self) -> KVCache:
-        """An empty slab for this model."""
-        return KVCache(self.model.n_layers)
+    def new_cache(self, tokens: int = 0) -> KVCache:
+        """An empty slab for this model, with room for that many tokens a row; it grows when they are more."""
+        cache = KVCache(self.model.n_layers)
+        cache.capacity_tokens = _columns(tokens) if tokens else 0
+        return cache
 
     @torch.inference_mode()
     def forward(
@@ -69,17 +71,21 @@ class Runner:
         Args:
             cache: rows 0 to `rows - 1` belong to the rows of `token_ids`.
             token_ids: what is read; padding on the right.
-            positions: where each token stands in its sequence. With more than one column, all rows start at the same one.
+            positions: where each token stands in its sequence. A row's tokens follow each other; rows may start at different
+                positions. Padding may reach past the context.
             keep: for each row, the columns (of `seq`) whose logits are wanted.
             bound: what steers the rows; None for nothing.
         """
-        length = max(_MIN_COLUMNS, -(-(int(positions.max()) + 1) // _COLUMN_STEP) * _COLUMN_STEP)
-        cache.aim(positions, length, start=int(positions[0, 0]) if positions.shape[1] > 1 else None)
+        length = _columns(int(positions.max()) + 1)
+        together = positions.shape[1] > 1 and bool((positions[:, 0] == positions[0, 0]).all())
+        cache.aim(positions, length, start=int(positions[0, 0]) if together else None)
         masks = self._masks(positions, length)
+        # A model with learned positions has none to look up past its context.
+        places = positions.clamp(max=self.model.context_tokens - 1)
         hooks = bound.hooks if bound else {}
         with self.model.lock, editing(self.model.blocks, hooks), self._unembedding_only(keep):
             logits: Tensor = self.model.hf(
-                input_ids=token_ids, position_ids=positions, attention_mask=masks, past_key_values=cache, use_cache=True
+                input_ids=token_ids, position_ids=places, attention_mask=masks, past_key_values=cache, use_cache=True
             ).logits
         return logits.float()
 
@@ -112,3 +118,8 @@ class Runner:
             return seen
         dtype = self.model.dtype
         return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
+
+
+def _columns(tokens: int) -> int:
+    """How many columns attention looks at so that it sees the first `tokens`."""
+    return max(_MIN_COLUMNS, -(-tokens // _COLUMN_STEP) * _COLUMN_STEP)
