@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.recipes import few
 
-from steersman.errors import StorageError
-from steersman.files import replacing, sha256_file, storage_errors, write_bytes
+from steersman.errors import DataError, StorageError
+from steersman.files import is_there, parse_json, read_text, replacing, sha256_file, storage_errors, write_bytes
 
 
 @pytest.mark.parametrize("size", [0, 1, (1 << 20) - 1, 1 << 20, (1 << 20) + 1])
@@ -131,3 +131,33 @@ def _replace(path: Path, end: BaseException | Path) -> None:
 
 def _names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
+
+
+def test_what_people_give_is_read_or_refused_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"\xef\xbb\xbfone\r\ntwo")
+    assert read_text(path, "words") == "one\r\ntwo"
+    path.write_bytes(b"abc")
+    assert read_text(path, "words", most_bytes=3) == "abc"
+    with pytest.raises(DataError, match="larger than"):
+        read_text(path, "words", most_bytes=2)
+    path.write_bytes(b"ab\xff")
+    with pytest.raises(DataError, match=r"not UTF-8 text \(byte 2\)"):
+        read_text(path, "words")
+    for wrong in (tmp_path, tmp_path / "none", tmp_path / ("x" * 300)):
+        with pytest.raises(DataError, match="cannot read words from"):
+            read_text(wrong, "words")
+    assert is_there(path)
+    assert not is_there(tmp_path / ("x" * 300))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[" * 100_000, "9" * 5000])
+def test_what_is_no_json_is_refused(text: str) -> None:
+    with pytest.raises(DataError, match="line 7: no valid JSON"):
+        parse_json(text, "line 7")
+
+
+def test_half_characters_are_refused_and_whole_ones_read() -> None:
+    assert parse_json(r'["\ud83d\ude00"]', "x") == ["\U0001f600"]
+    with pytest.raises(DataError, match="half a character"):
+        parse_json(r'{"a": ["\ud83d"]}', "x")

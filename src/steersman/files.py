@@ -1,17 +1,20 @@
-"""Write files whole or not at all, and hash them. Knows nothing of what is in them."""
+"""Write files whole or not at all, read those that people wrote, and hash them. Knows nothing of what is in them."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import hashlib
+import json
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from steersman.errors import StorageError
+from steersman.errors import DataError, StorageError
 
 _CHUNK_BYTES = 1 << 20
+_MOST_BYTES = 64 << 20
 _REFUSALS = {
     errno.ENOSPC: "the disk is full; free some space or choose another folder",
     errno.EDQUOT: "the disk quota is used up; free some space or choose another folder",
@@ -34,6 +37,60 @@ def sha256_file(path: Path) -> str:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def read_text(path: Path, what: str, *, most_bytes: int = _MOST_BYTES) -> str:
+    """The text of a file that a person gave; line ends stay as they are.
+
+    Args:
+        path: the file.
+        what: what it should hold, for the message: `prompts`.
+        most_bytes: the largest file that is read.
+
+    Raises:
+        DataError: unreadable, too large, or not UTF-8.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(most_bytes + 1)
+    except OSError as error:
+        raise DataError(f"cannot read {what} from {path}: {error.strerror}") from error
+    if len(data) > most_bytes:
+        raise DataError(f"{path} is larger than {most_bytes >> 20} MB; give it in parts, or a sample of it")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+
+
+def parse_json(text: str, where: str, hint: str = "write one object a line") -> Any:
+    """The JSON value that a text is.
+
+    Args:
+        text: what a person wrote.
+        where: file and line, for the message.
+        hint: what to write instead.
+
+    Raises:
+        DataError: no valid JSON, or half a character in it, which no tokenizer takes.
+    """
+    try:
+        value = json.loads(text)
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{where}: half a character (a lone surrogate); write it whole") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: no valid JSON ({error}); {hint}") from error
+    return value
+
+
+def is_there(path: Path) -> bool:
+    """Whether a path exists; False too for a text that is too long to be a path."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 @contextlib.contextmanager

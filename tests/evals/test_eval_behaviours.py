@@ -97,6 +97,11 @@ def test_unreadable_files_are_refused(tmp_path: Path) -> None:
         load_behaviour(tmp_path / "c.json")
 
 
+def test_a_sentence_too_long_to_be_a_path_is_an_unknown_name() -> None:
+    with pytest.raises(DataError, match="there is no behaviour"):
+        load_behaviour("be kind and " * 40)
+
+
 def test_files_of_pairs_need_a_description(tmp_path: Path) -> None:
     path = tmp_path / "pirate.jsonl"
     pair = {"prompt": "What is rain?", "positive": "Arr, water!", "negative": "Water."}

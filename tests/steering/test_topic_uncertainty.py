@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -76,6 +77,27 @@ def test_a_topic_with_latents_of_its_own_can_be_represented() -> None:
     assert (known.number.n, known.number.total) == (20, 20)
     assert "can represent" in str(known)
     assert "20 scored / 20" in str(known)
+
+
+def test_pieces_of_one_text_do_not_vouch_for_each_other() -> None:
+    # Two long texts that share no latent: as pieces they separate, but nothing of one says anything of the other.
+    table = random_table(20, 1)
+    table[:10, 50], table[10:, 51] = 5.0, 5.0
+    pieces, scores = table_of(table), scores_of(table_of(random_table(40, 0)))
+    assert tu.uncertainty(scores, pieces).verdict == "can"
+    whole = dataclasses.replace(pieces, texts=torch.arange(20) // 10)
+    assert tu.uncertainty(scores, whole).verdict == "can hardly"
+    with pytest.raises(DataError, match="one text of the topic"):
+        tu.uncertainty(scores, dataclasses.replace(pieces, texts=torch.zeros(20, dtype=torch.long)))
+
+
+def test_a_reconstruction_that_explains_nothing_cannot_make_a_topic_representable() -> None:
+    # Latents that separate the wrong way round times a negative explained share would come out above 0.
+    topic = dataclasses.replace(table_of(random_table(20, 1, own=5)), errors=torch.full((20,), 60.0).double())
+    known = tu.uncertainty(scores_of(table_of(random_table(40, 0))), topic)
+    assert known.topic_error > 1
+    assert known.number.mean == 0.0
+    assert known.verdict == "can hardly"
 
 
 def test_the_error_is_about_the_mean_of_the_reference() -> None:

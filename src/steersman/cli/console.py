@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -67,10 +67,11 @@ def load_recipes(paths: list[Path]) -> Recipe | None:
 
 def read_pairs(name: str) -> list[Pair]:
     """Pairs of a file, or of a shipped set by its name."""
+    from steersman.files import is_there
     from steersman.steering.pairs import load_named, load_pairs
 
     # A bare word that is no file means a shipped set; a misspelt one is told which there are.
-    is_named = not Path(name).exists() and Path(name).name == name and "." not in name
+    is_named = not is_there(Path(name)) and Path(name).name == name and "." not in name
     return load_named(name) if is_named else load_pairs(Path(name))
 
 
@@ -78,6 +79,16 @@ def print_json(value: Any) -> None:
     """One JSON object on standard output."""
     narrow = "utf" not in (sys.stdout.encoding or "").lower()
     print(json.dumps(value, ensure_ascii=narrow, indent=2))
+
+
+def check_choice(option: str, value: str, known: Sequence[str]) -> None:
+    """Refuse a word that an option does not know, as wrong usage.
+
+    Raises:
+        BadParameter: with the words there are.
+    """
+    if value not in known:
+        raise typer.BadParameter(f"use {', '.join(known[:-1])} or {known[-1]}", param_hint=option)
 
 
 def refuse_overwrite(path: Path, force: bool) -> None:

@@ -12,6 +12,7 @@ from steersman.cli.console import (
     DtypeOption,
     JsonOption,
     ModelOption,
+    check_choice,
     load,
     out,
     print_json,
@@ -48,7 +49,8 @@ def measure(
         typer.Option(help="How far vectors raise the cross-entropy of plain text, in nats.", show_default=False),
     ] = None,
     prompts: Annotated[
-        Path | None, typer.Option(help="File of prompts, one a line; by default 14 short ones.", show_default=False)
+        Path | None,
+        typer.Option(help="Prompts (.txt: one a line; .jsonl, .json); by default 14 short ones.", show_default=False),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the vectors and the samples.")] = 0,
     model: ModelOption = "default",
@@ -60,15 +62,15 @@ def measure(
     from steersman.cli.progress import counting
     from steersman.evals.effects.facts import EffectSettings
     from steersman.evals.effects.measure import measure_effects
-    from steersman.sae.config import SaeRef
+    from steersman.steering.methods.prompt_sets import load_prompts
 
     given: dict[str, Any] = {"samples": samples, "tokens": tokens, "seed": seed}
     given |= {"rise": rise} if rise is not None else {}
-    given |= {"prompts": _prompts(prompts)} if prompts is not None else {}
+    given |= {"prompts": tuple(load_prompts(prompts))} if prompts is not None else {}
     settings, entry = EffectSettings(**given), find(sae)
     language_model = load(model, device, dtype)
     weights = entry.load(str(language_model.device))
-    ref = SaeRef(id=entry.name, layer=weights.config.layer, weights_hash=weights.weights_hash)
+    ref = weights.ref(entry.name)
     rates: list[float] = []
     with counting() as show:
 
@@ -113,8 +115,7 @@ def fit(
     from steersman.steering.methods.effect_map_file import save_effect_map
 
     refuse_overwrite(out_file, force)
-    if store not in _STORES:
-        raise typer.BadParameter(f"use {', '.join(_STORES)}", param_hint="--store-dtype")
+    check_choice("--store-dtype", store, _STORES)
     measured = EffectStore.open(folder)
     fitted = fit_effects(measured, held_out=held_out, seed=seed, compare_sgd=sgd)
     kept = r_squared_as_stored(fitted, measured, store)  # type: ignore[arg-type]
@@ -175,13 +176,10 @@ def predict(
 
 def load_map(path: Path | None, sae: str) -> tuple[StoredMap, SaeEntry]:
     """The effect map of an SAE, by default the one in its folder, refused where it is of another SAE."""
-    from steersman.sae.config import SaeRef
     from steersman.steering.methods.effect_map_file import MAP_FILE, load_effect_map
 
     entry = find(sae)
-    weights = entry.load()
-    ref = SaeRef(id=entry.name, layer=weights.config.layer, weights_hash=weights.weights_hash)
-    return load_effect_map(path or entry.folder / MAP_FILE, ref), entry
+    return load_effect_map(path or entry.folder / MAP_FILE, entry.load().ref(entry.name)), entry
 
 
 def labels_of(entry: SaeEntry, stored: StoredMap) -> FeatureIndex | None:
@@ -207,16 +205,6 @@ def map_facts(stored: StoredMap) -> dict[str, Any]:
 
     facts = asdict(stored.facts)
     return {name: facts[name] for name in facts if name not in {"format", "model"}}
-
-
-def _prompts(path: Path) -> tuple[str, ...]:
-    from steersman.errors import DataError
-
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read prompts from {path} ({error}); give a text file with one a line") from error
-    return tuple(line.strip() for line in lines if line.strip())
 
 
 def _share(value: Any) -> str:

@@ -53,7 +53,9 @@ def evaluate(
         bool, typer.Option("--battles", help="Let the LLM endpoint compare answers in pairs, in both orders.")
     ] = False,
     prompts: Annotated[int, typer.Option(min=4, help="How many prompts to evaluate on.")] = 16,
-    prompt_file: Annotated[Path | None, typer.Option(help="Your own prompts, one a line.")] = None,
+    prompt_file: Annotated[
+        Path | None, typer.Option(help="Your own prompts (.txt: one a line; .jsonl, .json).")
+    ] = None,
     strengths: Annotated[
         str | None, typer.Option(help="Lengths in mean residual norms, with commas.", show_default=False)
     ] = None,
@@ -74,13 +76,14 @@ def evaluate(
     from steersman.evals.evaluate import evaluate as run
     from steersman.evals.methods import DEFAULT_METHODS, methods_of
     from steersman.evals.tables import facts_of, write_results
+    from steersman.steering.methods.prompt_sets import load_prompts
 
     # What is wrong with the question is said before anything is loaded.
     wanted = load_behaviour(behaviour, describe)
     names = tuple(_words(methods)) if methods else DEFAULT_METHODS
     methods_of(names)
     settings = _settings(prompts, strengths, tokens, layer, seed)
-    own = _prompts(prompt_file) if prompt_file else None
+    own = load_prompts(prompt_file) if prompt_file else None
     endpoint = _endpoint() if battles or "llm" in judge_names(judge) else None
     language_model = load(model, device, dtype)
     engine = Engine(language_model, EngineLimits(slots=_SLOTS), profile=profile(language_model))
@@ -104,15 +107,6 @@ def _settings(prompts: int, strengths: str | None, tokens: int, layer: int | Non
         except ValueError:
             raise DataError(f"--strengths takes numbers with commas, such as 0.1,0.2,0.4, not {strengths!r}") from None
     return EvalSettings(prompts=prompts, strengths=lengths, tokens=tokens, layer=layer, seed=seed)
-
-
-def _prompts(path: Path) -> list[str]:
-    try:
-        return [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
-    except OSError as error:
-        raise DataError(f"cannot read prompts from {path}: {error.strerror}") from error
 
 
 def _endpoint() -> Endpoint:

@@ -13,6 +13,7 @@ from steersman.cli.console import (
     DtypeOption,
     JsonOption,
     ModelOption,
+    check_choice,
     load,
     print_json,
     profile,
@@ -77,7 +78,7 @@ def caa(
     ) -> Recipe:
         return method.fit(language_model, examples, profile=norms, layers=layers, name=title, read=cast("Read", read))
 
-    _check("--read", read, _READS)
+    check_choice("--read", read, _READS)
     _fit(fitting, pairs, out, layer, name, strength, (model, device, dtype), force, as_json)
 
 
@@ -114,8 +115,8 @@ def lat(
             variant=cast("Variant", variant),
         )
 
-    _check("--read", read, _READS)
-    _check("--variant", variant, _VARIANTS)
+    check_choice("--read", read, _READS)
+    check_choice("--variant", variant, _VARIANTS)
     _fit(fitting, pairs, out, layer, name, strength, (model, device, dtype), force, as_json)
 
 
@@ -155,8 +156,3 @@ def _fit(
         what = ", ".join(f"layer {edit.layer} (strength {edit.strength:.2f})" for edit in recipe.edits)
         print(f"wrote {out}: {recipe.method} from {len(examples)} pairs at {what}")
         print(f"try: steersman generate --recipe {out} --strength 2 --compare --prompt 'What is the internet?'")
-
-
-def _check(option: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise typer.BadParameter(f"use {', '.join(known[:-1])} or {known[-1]}", param_hint=option)

@@ -12,6 +12,7 @@ from steersman.cli.console import (
     DtypeOption,
     JsonOption,
     ModelOption,
+    check_choice,
     load,
     print_json,
     profile,
@@ -60,8 +61,13 @@ def condition(
 
     for path in (out, tensor_path(out)):
         refuse_overwrite(path, force)
-    if join not in ("and", "or"):
-        raise typer.BadParameter("use and or or", param_hint="--join")
+    for option, value, known in (
+        ("--join", join, ("and", "or")),
+        ("--vector", vector, ("mean", "pca")),
+        ("--measure", measure, ("cosine", "projection")),
+        ("--read", read, ("turn_end", "any")),
+    ):
+        check_choice(option, value, known)
     steering, kinds = load_recipe(recipe), (load_prompts(trigger), load_prompts(other))
     # A condition may not come later than the edits that wait for it.
     first = min((edit.layer for edit in steering.edits), default=0)

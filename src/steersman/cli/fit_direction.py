@@ -12,6 +12,7 @@ from steersman.cli.console import (
     DtypeOption,
     JsonOption,
     ModelOption,
+    check_choice,
     load,
     print_json,
     profile,
@@ -68,6 +69,8 @@ def direction(
 
     for path in (out, tensor_path(out)):
         refuse_overwrite(path, force)
+    check_choice("--use", use, ("ablate", "add"))
+    check_choice("--choose", choose, ("openings", "separation"))
     search = method.Search(
         layers=tuple(layer) if layer else None,
         positions=tuple(position or (-1,)),

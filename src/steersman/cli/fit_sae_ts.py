@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, cast
 
 import typer
 
-from steersman.cli.console import JsonOption, print_json, refuse_overwrite
+from steersman.cli.console import JsonOption, check_choice, print_json, refuse_overwrite
 from steersman.cli.effects import MapOption, SaeOption, label_of, labels_of, load_map
+from steersman.cli.fit import ForceOption, OutOption
 
 _VARIANTS = ("map", "pinv", "rotation")
 
 
 def sae_ts(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Where to write the recipe (JSON; tensors go beside it).")],
+    out: OutOption,
     feature: Annotated[
         list[str],
         typer.Option(
@@ -32,15 +32,14 @@ def sae_ts(
     bias_correction: Annotated[
         bool, typer.Option("--bias-correction/--no-bias-correction", help="Take off what every vector does.")
     ] = True,
-    force: Annotated[bool, typer.Option("--force", help="Replace the recipe if it exists.")] = False,
+    force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """SAE-targeted steering: the vector that moves some features and little else."""
     from steersman.steering.methods.sae_ts import Variant, fit
     from steersman.steering.recipe_file import save_recipe, tensor_path
 
-    if variant not in _VARIANTS:
-        raise typer.BadParameter(f"use {', '.join(_VARIANTS)}", param_hint="--variant")
+    check_choice("--variant", variant, _VARIANTS)
     for path in (out, tensor_path(out)):
         refuse_overwrite(path, force)
     weights = feature_weights(feature)

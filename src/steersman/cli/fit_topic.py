@@ -12,6 +12,7 @@ from steersman.cli.console import (
     DtypeOption,
     JsonOption,
     ModelOption,
+    check_choice,
     load,
     load_encoder,
     out,
@@ -19,6 +20,8 @@ from steersman.cli.console import (
     refuse_overwrite,
     status,
 )
+from steersman.cli.effects import SaeOption
+from steersman.cli.fit import OutOption
 from steersman.cli.sae_common import find
 
 if TYPE_CHECKING:
@@ -34,9 +37,7 @@ _SUMMARIES = ("mean", "max", "count")
 def topic(
     align: Annotated[Path, typer.Option(help="Texts of the topic: .jsonl, .csv or .txt (one a line).")],
     reference: Annotated[Path, typer.Option(help="Diverse texts, in the same forms.")],
-    out_path: Annotated[
-        Path, typer.Option("--out", "-o", help="Where to write the recipe (JSON; tensors go beside it).")
-    ],
+    out_path: OutOption,
     method: Annotated[str, typer.Option(help="sae, clamp, weight or swap.")] = "swap",
     keep_error: Annotated[
         bool | None,
@@ -50,7 +51,7 @@ def topic(
     name: Annotated[str | None, typer.Option(help="Name of the recipe; by default that of the file.")] = None,
     scores_out: Annotated[Path | None, typer.Option(help="Also write every latent's score here, as CSV.")] = None,
     seed: Annotated[int, typer.Option(help="Of the intervals.")] = 0,
-    sae: Annotated[str, typer.Option(help="'default' (shipped), a name in the library, or a folder.")] = "default",
+    sae: SaeOption = "default",
     model: ModelOption = "default",
     device: DeviceOption = None,
     dtype: DtypeOption = None,
@@ -61,8 +62,8 @@ def topic(
     from steersman.steering.methods import topic_alignment, topic_texts, topic_uncertainty
     from steersman.steering.recipe_file import save_recipe, tensor_path
 
-    _check("--method", method, _METHODS)
-    _check("--summary", summary, _SUMMARIES)
+    check_choice("--method", method, _METHODS)
+    check_choice("--summary", summary, _SUMMARIES)
     if method == "sae" and keep_error:
         raise typer.BadParameter(
             "sae is the dropping of the error; kept, it would do nothing", param_hint="--keep-error"
@@ -128,8 +129,3 @@ def _say(facts: dict[str, Any], known: TopicUncertainty, as_json: bool) -> None:
     out().print(
         f"try: steersman generate --recipe {facts['recipe']} --compare --prompt 'Tell me something.'", markup=False
     )
-
-
-def _check(option: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise typer.BadParameter(f"use {', '.join(known[:-1])} or {known[-1]}", param_hint=option)

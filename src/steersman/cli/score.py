@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -23,6 +22,7 @@ from steersman.cli.console import (
     status,
 )
 from steersman.errors import DataError, did_you_mean
+from steersman.files import parse_json, read_text
 
 if TYPE_CHECKING:
     from steersman.judges.descriptor import DescriptorScore
@@ -90,7 +90,7 @@ def _items(texts: list[str], file: Path | None, prompt: str) -> list[Answered]:
         lines = _lines(_stdin()) if text == "-" else [text]
         items += [Answered(prompt, line) for line in lines]
     if file is not None:
-        found = _read(file)
+        found = read_text(file, "texts", most_bytes=_MAX_BYTES)
         if file.suffix == ".jsonl":
             items += [
                 _parsed(line, number, file, prompt) for number, line in enumerate(found.split("\n"), 1) if line.strip()
@@ -119,27 +119,11 @@ def _stdin() -> str:
     return found
 
 
-def _read(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            found = file.read(_MAX_BYTES + 1)
-        if len(found) > _MAX_BYTES:
-            raise DataError(f"{path} holds more than a million bytes; score it in parts")
-        return found.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
-    except OSError as error:
-        raise DataError(f"cannot read texts from {path}: {error.strerror}") from error
-
-
 def _parsed(line: str, number: int, path: Path, prompt: str) -> Answered:
     from steersman.judges.facts import Answered
 
     where = f"{path}, line {number}"
-    try:
-        found = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: no valid JSON ({error}); write one object a line") from error
+    found = parse_json(line, where)
     if not isinstance(found, dict) or not isinstance(found.get("text"), str):
         raise DataError(f'{where}: write {{"text": "..."}}, with a "prompt" if there is one')
     for key, value in found.items():

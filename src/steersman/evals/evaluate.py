@@ -82,8 +82,8 @@ def evaluate(
         progress: told what happens.
 
     Raises:
-        DataError: unknown methods or judges, no effect map where one is named, too few prompts, or a behaviour that the model does
-            not show even when told to.
+        DataError: unknown methods or judges, no effect map where one is named, too few prompts, or a behaviour that the model
+            does not show even when told to.
         EndpointError: the judge `llm` without a language model.
         ModelError: a model without a chat template, or a layer that it does not have.
         SaeError: an SAE that is not there, or, named by the user, does not fit.

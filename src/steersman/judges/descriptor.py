@@ -112,6 +112,10 @@ class DescriptorJudge:
         for number, item in enumerate(items, 1):
             if not item.answer.strip():
                 raise DataError(f"text {number} is empty; leave it out")
+            if any("\ud800" <= char <= "\udfff" for char in item.prompt + item.answer):
+                raise DataError(
+                    f"text {number} or its prompt holds half a character (a lone surrogate); write it whole"
+                )
             room = model.context_tokens - len(model.encode(chat(item.prompt, longest)))
             n = len(model.tokenizer(item.answer, add_special_tokens=False, verbose=False)["input_ids"])
             if n >= room:
@@ -164,6 +168,8 @@ def descriptor(word: str) -> str:
         raise DataError(
             f"{said[:MAX_CHARACTERS]!r} is no word but a sentence; give one word or up to {MAX_WORDS}, such as 'like a pirate'"
         )
+    if any("\ud800" <= char <= "\udfff" for char in said):
+        raise DataError("the word holds half a character (a lone surrogate); write it whole")
     if not any(char.isalpha() for char in said):
         raise DataError(f"the word {said!r} holds no letter; give one, such as 'cheerful'")
     return said

@@ -13,6 +13,7 @@ from typing import Any, Self
 
 from steersman.errors import DataError, did_you_mean
 from steersman.facts import fact
+from steersman.files import parse_json, read_text
 from steersman.models.language_model import Message, Prompt
 
 _ROLES = ("system", "user", "assistant")
@@ -50,13 +51,7 @@ def load_pairs(path: Path) -> list[Pair]:
     Raises:
         DataError: unreadable, not UTF-8, bad JSON, unknown or missing keys, a bad pair, or fewer than two different ones.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
-    except OSError as error:
-        raise DataError(f"cannot read pairs from {path}: {error.strerror}") from error
-    return _parse(text, str(path))
+    return _parse(read_text(path, "pairs"), str(path))
 
 
 def named_sets() -> tuple[str, ...]:
@@ -100,12 +95,12 @@ def _parse(text: str, source: str) -> list[Pair]:
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
+        where = f"{source}, line {number}"
+        item = parse_json(line, where)
         try:
-            pairs.append(_pair(json.loads(line)))
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{source}, line {number}: no valid JSON ({error}); write one object a line") from error
+            pairs.append(_pair(item))
         except DataError as error:
-            raise DataError(f"{source}, line {number}: {error}") from error
+            raise DataError(f"{where}: {error}") from error
     try:
         distinct(pairs)
     except DataError as error:

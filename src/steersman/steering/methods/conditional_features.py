@@ -61,14 +61,15 @@ def fit(
 
     Raises:
         DataError: prompts that cannot be split or read, another model's profile, or no feature that tells them apart.
-        SaeError: a topk SAE, or one that normalises token by token: its features cannot be read alone.
+        SaeError: an SAE of another model, a topk SAE, or one that normalises token by token: its features cannot be read alone.
         ModelError: the SAE's layer does not exist in the model.
     """
     search, layer = search or Search(read="any"), sae.config.layer
     check_layer(layer, model.n_layers)
     if features < 1:
         raise DataError(f"features must be 1 or more, not {features}")
-    if sae.config.d_model != model.d_model:
+    sae.check_fits(model.ref)
+    if sae.config.d_model != model.d_model:  # An SAE that does not say whose it is.
         raise DataError(
             f"the SAE reads {sae.config.d_model} dimensions, {model.name} has {model.d_model}; take its own SAE"
         )

@@ -6,7 +6,6 @@ Knows prompts, tokens and the residual stream; nothing of what is made of it.
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from steersman.errors import DataError
 from steersman.facts import fact
+from steersman.files import parse_json, read_text
 from steersman.models.blocks import editing
 from steersman.models.language_model import LanguageModel, chat
 from steersman.models.residuals import read_residuals
@@ -76,21 +76,17 @@ def load_prompts(path: Path) -> list[str]:
     Raises:
         DataError: unreadable, not UTF-8, bad JSON, an object without a prompt, or no prompt at all.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
-    except OSError as error:
-        raise DataError(f"cannot read prompts from {path}: {error.strerror}") from error
+    text, hint = read_text(path, "prompts"), "name it .txt to read one prompt a line"
     lines = [line.strip() for line in text.split("\n") if line.strip()]
     if path.suffix in {".json", ".jsonl"}:
-        items = _json(path, [text]) if path.suffix == ".json" else _json(path, lines)
         if path.suffix == ".json":
-            if not isinstance(items[0], list):
+            items = parse_json(text, str(path), hint)
+            if not isinstance(items, list):
                 raise DataError(
                     f'{path} holds no list of prompts; write ["...", "..."], or one prompt a line in a .txt file'
                 )
-            items = items[0]
+        else:
+            items = [parse_json(line, f"{path}, prompt {number}", hint) for number, line in enumerate(lines, 1)]
         lines = [_prompt(path, number, item) for number, item in enumerate(items, 1)]
     if not lines:
         raise DataError(f"{path} holds no prompts; write one a line")
@@ -251,13 +247,6 @@ def _watched(
         return after
 
     return edit
-
-
-def _json(path: Path, texts: Sequence[str]) -> list[Any]:
-    try:
-        return [json.loads(text) for text in texts]
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is no valid JSON ({error}); name it .txt to read one prompt a line") from error
 
 
 def _prompt(path: Path, number: int, item: Any) -> str:

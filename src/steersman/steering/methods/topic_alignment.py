@@ -60,6 +60,8 @@ class Readings:
     sums: Float[Tensor, "pieces d_model"]
     """The residuals, summed likewise."""
     tokens: Int[Tensor, " pieces"]
+    texts: Int[Tensor, " pieces"] | None = None
+    """Which text each piece is from; None: each is one of its own."""
 
     @property
     def silent(self) -> int:
@@ -211,6 +213,7 @@ def read_pieces(
         torch.stack(squares).double().cpu(),
         torch.stack(sums).double().cpu(),
         torch.tensor(tokens),
+        torch.tensor([piece.text_number for piece in pieces]),
     )
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from steersman.errors import DataError
-from steersman.files import write_bytes
+from steersman.files import read_text, write_bytes
 from steersman.models.language_model import LanguageModel
 from steersman.sae.texts import read_rows
 
@@ -95,18 +96,14 @@ def _cut(model: LanguageModel, text: str, number: int, chunk_tokens: int) -> lis
 
 
 def _plain(path: Path) -> list[str]:
+    text = read_text(path, "texts")
+    if path.suffix == ".txt":
+        return text.splitlines()
+    csv.field_size_limit(min(sys.maxsize, 1 << 30))
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            if path.suffix == ".txt":
-                return file.read().splitlines()
-            csv.field_size_limit(min(sys.maxsize, 1 << 30))
-            return [row[-1] for row in list(csv.reader(file, strict=True))[1:] if row]
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+        return [row[-1] for row in list(csv.reader(io.StringIO(text, newline=""), strict=True))[1:] if row]
     except csv.Error as error:
         raise DataError(f"{path} is no CSV table: {error}") from error
-    except OSError as error:
-        raise DataError(f"cannot read texts from {path}: {error.strerror}") from error
 
 
 def save_scores(path: Path, scores: Sequence[float], fired: Sequence[bool], name: str) -> None:

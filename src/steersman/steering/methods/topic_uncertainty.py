@@ -4,8 +4,8 @@
   that a topic piece has the larger share), less the share of the reference's mass on them. Latents are chosen on one half of the
   texts and the mass is read on the other, both ways round: a topic that nothing separates has 0, however few its texts.
 - *Error*: the variance of the residuals, about the reference's mean, that the reconstruction leaves unexplained.
-- *Number* of the verdict: coverage times what the reconstruction explains, `coverage * (1 - error)`; its interval by bootstrap
-  over pieces. The SAE *can* represent the topic where the whole interval lies above `LEAST`.
+- *Number* of the verdict: coverage times what the reconstruction explains, `coverage * max(0, 1 - error)`; its interval by
+  bootstrap over pieces. The SAE *can* represent the topic where the whole interval lies above `LEAST`.
 - *Scores*: percentile intervals over resampled reference pieces (Efron 1979).
 """
 
@@ -143,10 +143,10 @@ def uncertainty(topic: TopicScores, readings: Readings, *, seed: int = 0) -> Top
 def held_out_shares(
     topic: Readings, reference: Readings, made: torch.Generator
 ) -> tuple[Float[Tensor, " a"], Float[Tensor, " b"]]:
-    """For each piece that speaks, of topic and reference, its mass on latents that separate the *other* halves of both.
+    """For each piece that speaks, of topic and reference, its mass on latents that separate the *other* halves of the texts.
 
     Raises:
-        DataError: fewer than two such pieces of either.
+        DataError: fewer than two such pieces of either, or pieces of one text alone.
     """
     found: list[Tensor] = []
     halves = []
@@ -154,15 +154,20 @@ def held_out_shares(
         speaking = _speaking(readings)
         if len(speaking) < 2:
             raise DataError(f"latents fire on {len(speaking)} pieces of the {name}; at least 2 are needed")
-        order = speaking[torch.randperm(len(speaking), generator=made)]
-        halves.append((order[::2], order[1::2]))
+        # Pieces of one text are alike: on both sides they would vouch for one another.
+        owners = speaking if readings.texts is None else readings.texts[speaking]
+        texts = torch.unique(owners)
+        if len(texts) < 2:
+            raise DataError(f"latents fire on pieces of one text of the {name} alone; at least 2 texts are needed")
+        first = torch.isin(owners, texts[torch.randperm(len(texts), generator=made)][::2])
+        halves.append((speaking[first], speaking[~first]))
         found.append(torch.full((readings.shape[0],), torch.nan, dtype=torch.float64))
     for one, other in ((0, 1), (1, 0)):
         chosen = separating(topic, reference, halves[0][one], halves[1][one])
         for shares, readings, half in zip(found, (topic, reference), halves, strict=True):
             shares[half[other]] = _share(readings, chosen)[half[other]]
-    first, second = (shares[~shares.isnan()] for shares in found)
-    return first, second
+    of_topic, of_reference = (shares[~shares.isnan()] for shares in found)
+    return of_topic, of_reference
 
 
 def separating(
@@ -212,12 +217,14 @@ def score_intervals(
 
 
 def _number(shares: tuple[Tensor, Tensor], error: float, total: int, made: torch.Generator) -> Interval:
+    # Where the reconstruction is worse than the mean it explains nothing: a negative share would turn the sign of a bad coverage.
+    explained = max(0.0, 1 - error)
     means = [
-        share[torch.randint(len(share), (_RESAMPLES, len(share)), generator=made)].mean(1) * (1 - error)
+        share[torch.randint(len(share), (_RESAMPLES, len(share)), generator=made)].mean(1) * explained
         for share in shares
     ]
     ends = (means[0] - means[1]).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64))
-    mean = float((shares[0].mean() - shares[1].mean()) * (1 - error))
+    mean = float((shares[0].mean() - shares[1].mean()) * explained)
     return Interval(mean=mean, low=float(ends[0]), high=float(ends[1]), n=len(shares[0]), total=total)
 
 
