@@ -66,6 +66,12 @@ def autosteer(
         str, typer.Option(help="gradient, bayes, textgrad (asks an LLM), or two in a row: gradient+textgrad.")
     ] = "gradient",
     features: Annotated[int, typer.Option(min=1, help="At most so many features.")] = 8,
+    expand: Annotated[
+        bool,
+        typer.Option(
+            "--expand", help="Ask the endpoint for more words to search features by; done whenever it is asked at all."
+        ),
+    ] = False,
     judge: Annotated[
         str, typer.Option(help="Who tunes: local, or llm (the endpoint that the environment names).")
     ] = "local",
@@ -83,14 +89,13 @@ def autosteer(
     from steersman.auto.report import RECIPE, result_json, write_report
     from steersman.auto.writing import SLOTS
     from steersman.engine.engine import Engine, EngineLimits
-    from steersman.settings import Settings
 
     if judge not in ("local", "llm"):
         raise typer.BadParameter("use local or llm", param_hint="--judge")
     refuse_overwrite(to / RECIPE, force)
     wanted = Behaviour(description=description, opposite=opposite)
-    needed = judge == "llm" or "textgrad" in optimiser or examples == _BY_LLM
-    endpoint = endpoint_of_settings() if needed or Settings.from_env().llm_url else None
+    asks = judge == "llm" or "textgrad" in optimiser or examples == _BY_LLM or expand
+    endpoint = endpoint_of_settings() if asks else None
     tuner = _optimiser(optimiser, features, endpoint)
     given = endpoint if examples == _BY_LLM else contrast_of(read_pairs(examples)) if examples else None
     language_model = load(model, device, dtype)
