@@ -44,7 +44,7 @@ _AT_ONCE = 8
 
 @fact
 class AutoSettings:
-    """How much is done; the defaults take about a minute and a half on two cores with the bundled model."""
+    """How much is done; the defaults take little more than a minute on two cores with the bundled model."""
 
     train: int = 24
     """Prompts that weights are trained on."""
