@@ -15,7 +15,7 @@ answers what is not.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -134,9 +134,3 @@ def _by_telling(upper: UpperModel, behaviour: Behaviour, texts: Sequence[tuple[C
 def _reading(model: LanguageModel, prompt: str, system: str | None, answer: str) -> Reading:
     span = answer_span(model, [*chat(prompt, system), {"role": "assistant", "content": answer}])
     return Reading(tuple(span.ids[: span.stop]), span.start)
-
-
-def each_step(lessons: Sequence[Lesson]) -> Iterator[Lesson]:
-    """Lessons in turn, without end."""
-    while True:
-        yield from lessons

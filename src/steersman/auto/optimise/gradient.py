@@ -10,6 +10,7 @@ below a limit, and validation texts choose among the weights of the last steps.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steersman.auto.facts import Candidate, Epoch, Tuned
-from steersman.auto.lessons import Lesson, each_step, mean_loss
+from steersman.auto.lessons import Lesson, mean_loss
 from steersman.auto.task import Task
 from steersman.errors import DataError
 
@@ -100,8 +101,8 @@ class _Run:
         settings = self.settings
         weights, pull = weights.clone().requires_grad_(), torch.zeros(len(weights))
         dropped = torch.zeros(len(weights), dtype=torch.bool)
-        self._validate(weights.detach(), counts=int((weights != 0).sum()) <= settings.features)
-        lessons = each_step(self.task.lessons.train)
+        self._validate(weights.detach())
+        lessons = itertools.cycle(self.task.lessons.train)
         for step in range(1, settings.steps + 1):
             (slope,) = torch.autograd.grad(self._loss([next(lessons)], weights), weights)
             self.step = step
@@ -112,7 +113,7 @@ class _Run:
                 weights += length * pull / pull.norm().clamp(min=1e-12)
                 self._constrain(weights, dropped, settings.kept_after(step, len(weights)))
             if step % settings.validate_every == 0 or step == settings.steps:
-                self._validate(weights.detach(), counts=int((weights != 0).sum()) <= settings.features)
+                self._validate(weights.detach())
 
     def _constrain(self, weights: Tensor, dropped: Tensor, keep: int) -> None:
         weights.copy_((weights * self.signs).clamp(min=0.0) * self.signs)
@@ -122,14 +123,14 @@ class _Run:
         if norm > self.settings.max_norm:
             weights.mul_(self.settings.max_norm / norm)
 
-    def _validate(self, weights: Tensor, *, counts: bool) -> None:
-        """Score weights on the validation texts; keep the best of those that `counts`, having few enough features."""
+    def _validate(self, weights: Tensor) -> None:
+        """Score weights on the validation texts; keep the best of those that have few enough features, and any at all."""
         with torch.no_grad():
             score = -float(self._loss(self.task.lessons.validation, weights))
         shown = {self.candidates[i].id: round(float(weights[i]), 4) for i in weights.nonzero().flatten().tolist()}
         self.history.append(Epoch(step=self.step, score=score, weights=shown))
         self.task.report("step", {"step": self.step, "score": score, "weights": {str(k): v for k, v in shown.items()}})
-        if counts and score > self.best_score:
+        if 1 <= len(shown) <= self.settings.features and score > self.best_score:
             self.best, self.best_score = weights.clone(), score
 
     def _loss(self, lessons: Sequence[Lesson], weights: Tensor) -> Tensor:
