@@ -37,13 +37,13 @@ def kinds(tmp_path: Path) -> tuple[Path, Path]:
 def test_an_optimised_vector_steers(run: Run, many: Path, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "o.json"
     made = run(
-        *("fit", "optimised", "--pairs", many, "--out", out, "--model", folder, "--layer", 1, "--layer", 2),
+        *("fit", "optimised", many, "--out", out, "--model", folder, "--layer", 1, "--layer", 2),
         *("--steps", 8, "--preference", "bipo", "--json"),
     )
     assert made.facts["method"] == "optimised"
     assert made.facts["data"]["training"]["preference"] == "bipo"
     assert set(made.facts["data"]["history"]) == {"1", "2"}
-    again = run("fit", "optimised", "--pairs", many, "--out", out, "--model", folder, "--layer", 1)
+    again = run("fit", "optimised", many, "--out", out, "--model", folder, "--layer", 1)
     assert (again.code, "--force" in again.err) == (1, True)
     (answer,) = run("generate", "--recipe", out, "--model", folder, "--max-tokens", 4, "--json", "-p", "Hi").facts[
         "answers"
@@ -52,10 +52,10 @@ def test_an_optimised_vector_steers(run: Run, many: Path, folder: Path, tmp_path
 
 
 def test_an_optimised_vector_needs_more_than_three_pairs(run: Run, pairs: Path, folder: Path, tmp_path: Path) -> None:
-    outcome = run("fit", "optimised", "--pairs", pairs, "--out", tmp_path / "o.json", "--model", folder)
+    outcome = run("fit", "optimised", pairs, "--out", tmp_path / "o.json", "--model", folder)
     assert outcome.code == 1
     assert "3 different pairs" in outcome.err
-    outcome = run("fit", "optimised", "--pairs", pairs, "--out", tmp_path / "o.json", "--preference", "dpo")
+    outcome = run("fit", "optimised", pairs, "--out", tmp_path / "o.json", "--preference", "dpo")
     assert "unknown preference 'dpo'" in outcome.err
     assert not (tmp_path / "o.json").exists()
 

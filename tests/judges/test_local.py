@@ -11,12 +11,15 @@ from tests.engine.rig import Passes, make_engine, model_of, prompts
 from tests.sae.index.toy_index import WordEncoder
 
 from steersman.auto.facts import Behaviour
+from steersman.engine.engine import Engine
+from steersman.engine.likelihood import AnswerItem, answer_logprobs
 from steersman.errors import DataError, RequestError
 from steersman.judges import local
 from steersman.judges.coherence import coherences
 from steersman.judges.facts import Answered, Judge
-from steersman.judges.likelihood import behaviour_scores
-from steersman.judges.local import LocalJudge
+from steersman.judges.likelihood import NEUTRAL, TOLD, behaviour_scores, score, sentence
+from steersman.judges.local import LocalJudge, QuickJudge
+from steersman.models.language_model import LanguageModel, chat
 
 
 def some_answers() -> list[Answered]:
@@ -59,12 +62,40 @@ def test_what_was_judged_is_not_read_again(monkeypatch: pytest.MonkeyPatch) -> N
         )
 
 
-def test_what_cannot_be_judged_is_refused() -> None:
-    judge = LocalJudge(make_engine(model_of("llama")), WordEncoder())
+@pytest.mark.parametrize("quick", [False, True])
+def test_what_cannot_be_judged_is_refused(quick: bool) -> None:
+    engine = make_engine(model_of("llama"))
+    judge: Judge = QuickJudge(engine) if quick else LocalJudge(engine, WordEncoder())
     with pytest.raises(DataError, match="behaviour is empty"):
         judge.judge(" ", [Answered("a", "b")])
     with pytest.raises(RequestError, match="prompt is empty"):
         judge.judge("speak softly", [Answered(" ", "b")])
+
+
+def test_the_quick_judge_reads_twice_and_asks_no_more_of_the_form_than_the_other() -> None:
+    engine, items = make_engine(model_of("llama")), some_answers()
+    judge: Judge = QuickJudge(engine)
+    found = judge.judge("speak softly", [*items, items[0]])
+    assert found[-1] == found[0]
+    assert (found[6].behaviour, found[6].coherence, found[6].critique) == (0.0, 0.0, "empty")
+    asks = [
+        AnswerItem(prompt=chat(items[0].prompt, system), answer=items[0].answer)
+        for system in (TOLD[0].format(behaviour=sentence("speak softly")), NEUTRAL)
+    ]
+    told, plain = (float(each.mean()) for each in answer_logprobs(engine, asks))
+    assert math.isclose(found[0].behaviour or 0.0, score(told - plain), abs_tol=1e-3)
+    loop = judge.judge("speak softly", [Answered("tell me", "over and over and over and over and over and over")])
+    assert (loop[0].coherence or 0.0) < 0.5 < (found[0].coherence or 0.0)
+
+
+@pytest.mark.model
+def test_the_quick_judge_tells_what_was_asked_for_from_what_was_not(bundled: LanguageModel) -> None:
+    items = [
+        Answered("What is the sea?", "Arr, matey, the sea be a pirate's home, full o' treasure, ye landlubber!"),
+        Answered("What is the sea?", "The sea is a large body of salt water that covers most of the Earth."),
+    ]
+    pirate, plain = QuickJudge(Engine(bundled)).judge("Talk like a pirate.", items)
+    assert (pirate.behaviour or 0.0) > (plain.behaviour or 0.0) + 0.2
 
 
 def test_the_behaviours_that_ship_are_twenty_different_ones() -> None:

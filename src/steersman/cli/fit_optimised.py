@@ -19,20 +19,11 @@ from steersman.cli.console import (
     refuse_overwrite,
     status,
 )
-from steersman.cli.fit import ForceOption, LayerOption, NameOption, OutOption, default_layer
-
-PairsOption = Annotated[
-    str,
-    typer.Option(
-        "--pairs",
-        metavar="PAIRS",
-        help="JSONL file with a positive and a negative on each line, or a shipped set's name.",
-    ),
-]
+from steersman.cli.fit import ForceOption, LayerOption, NameOption, OutOption, PairsArgument, default_layer
 
 
 def optimised(
-    pairs: PairsOption,
+    pairs: PairsArgument,
     out: OutOption,
     layer: LayerOption = None,
     name: NameOption = None,
