@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from steersman.evals.facts import MEASURES, Fitted, Grade, MethodResult, Point, Sample, Written
 from steersman.evals.score import axbench
-from steersman.evals.statistics import CrossFit, Paired, Values, compare, cross_fit, holm
+from steersman.evals.statistics import CrossFit, Paired, Values, best_strength, compare, cross_fit, holm
 from steersman.intervals import bootstrap
 
 REFERENCES = ("prompt", "plain", "random")
@@ -121,8 +121,10 @@ def _taken(each: Swept, fit: CrossFit, n: int) -> dict[str, Values]:
 
 
 def _best_product(each: Swept) -> float | None:
-    means = [bootstrap(each.values("product", strength)).mean for strength in each.grades]
-    return max((mean for mean in means if mean is not None), default=None)
+    products = {strength: each.values("product", strength) for strength in each.grades}
+    n = max((len(values) for values in products.values()), default=0)
+    best = best_strength(products, range(n))
+    return None if best is None else bootstrap(products[best]).mean
 
 
 def _curve(each: Swept, seed: int) -> tuple[Point, ...]:
