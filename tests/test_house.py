@@ -30,7 +30,7 @@ _STOREYS = (
     {"engine", "judges"},
     {"auto", "evals"},
     {"store"},
-    {"server", "scale", "cli"},
+    {"server", "client", "scale", "cli"},
 )
 _STOREY = {part: storey for storey, parts in enumerate(_STOREYS) for part in parts}
 

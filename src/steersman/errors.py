@@ -10,7 +10,12 @@
     ├── RequestError            a generation request is wrong (prompt, settings, length)
     ├── EndpointError           a language model behind an HTTP address cannot be asked, or answers nonsense
     ├── DataError               a file of texts, pairs or tensors cannot be used
-    └── StorageError            the disk refused (full, read-only, gone)
+    ├── StorageError            the disk or the database refused (full, read-only, gone)
+    ├── NotFound                what was asked for by name or id is not there, or belongs to somebody else
+    ├── Conflict                it cannot be done as things stand (a name that is taken, work that is not done yet)
+    ├── AccessRefused           the caller may not: no key, a wrong or expired one, or one without the scope
+    ├── Busy                    too much at once; the same request may well succeed later
+    └── ApiError                what a steersman server answered to our client
 
 A message says what is wrong, where, and the next step, in one line. The CLI prints it and exits with 1; nothing else
 catches `SteersmanError` wholesale.
@@ -66,7 +71,43 @@ class DataError(SteersmanError):
 
 
 class StorageError(SteersmanError):
-    """The disk refused: full, read-only or gone."""
+    """The disk or the database refused: full, read-only or gone."""
+
+
+class NotFound(SteersmanError):
+    """What was asked for by name or id is not there, or belongs to somebody else."""
+
+
+class Conflict(SteersmanError):
+    """It cannot be done as things stand: a name is taken, work is not done yet, or has ended."""
+
+
+class AccessRefused(SteersmanError):
+    """The caller may not: no key, a wrong, expired or revoked one, or one without the scope."""
+
+    def __init__(self, message: str, *, is_known: bool = False) -> None:
+        """Say why, and whether the key itself is good and only its scope is not."""
+        super().__init__(message)
+        self.is_known = is_known
+
+
+class Busy(SteersmanError):
+    """Too much at once; the same request may well succeed later."""
+
+    def __init__(self, message: str, *, retry_after_s: float = 1.0, is_callers: bool = False) -> None:
+        """Say why, when to come back, and whether it is the caller's own doing (a rate limit) or everybody's."""
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+        self.is_callers = is_callers
+
+
+class ApiError(SteersmanError):
+    """What a steersman server answered to our client instead of a result."""
+
+    def __init__(self, message: str, *, status: int, kind: str, request_id: str | None = None) -> None:
+        """Keep the HTTP status, the server's word for the error and the request's id, for its log."""
+        super().__init__(message)
+        self.status, self.kind, self.request_id = status, kind, request_id
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
