@@ -2,7 +2,7 @@
 
 A step is: admit waiting requests, prefill a bounded piece of their prompts, decode one token for every running row. Nobody
 owns a thread: whoever waits for an answer drives the steps, and all running requests move together. At any time one
-thread drives; the others sleep until their answer is there.
+thread drives; the others sleep until their answer is there. A server starts many requests and calls `step` itself.
 """
 
 from __future__ import annotations
@@ -84,6 +84,7 @@ class Engine:
         self._decode = DecodeBatch(self._runner, self.profile.mean_norms)
         self._turn = threading.Condition()
         self._driving = False
+        self._steps = 0
 
     def generate(
         self, requests: Sequence[Request], *, on_done: Callable[[int, Result], None] | None = None
@@ -99,9 +100,10 @@ class Engine:
             RecipeMismatch: a recipe is for another model; none of them is run.
             SaeError: the SAE of a recipe is not there, or of another model or layer; none of them is run.
         """
-        sequences = [self._made(request) for request in requests]
-        tickets = [self._enqueue(sequence) for sequence in sequences]
+        tickets = [self.prepare(request) for request in requests]
         try:
+            for ticket in tickets:
+                self.start(ticket)
             told: set[int] = set()
             while len(told) < len(tickets):
                 ended = [index for index, ticket in enumerate(tickets) if ticket.is_done and index not in told]
@@ -122,7 +124,7 @@ class Engine:
         Raises:
             RequestError, RecipeMismatch, SaeError: before the first chunk.
         """
-        return self._pieces(self._made(request, stream=True))
+        return self._pieces(self.prepare(request, stream=True))
 
     def submit(self, request: Request) -> Ticket:
         """Put a request into the queue and return at once; `Ticket.result` waits for the answer.
@@ -130,7 +132,32 @@ class Engine:
         Raises:
             RequestError, RecipeMismatch, SaeError: the request is wrong.
         """
-        return self._enqueue(self._made(request))
+        ticket = self.prepare(request)
+        self.start(ticket)
+        return ticket
+
+    def prepare(self, request: Request, *, stream: bool = False) -> Ticket:
+        """Check a request and get all that it needs; `start` it then. With `stream`, its text may be taken as it comes.
+
+        Raises:
+            RequestError, RecipeMismatch, SaeError: the request is wrong.
+        """
+        sequence = RunningSequence(self.model, request, stream=stream)
+        sequence.saes = self.saes_for(request.recipe)
+        return Ticket(self, sequence)
+
+    def start(self, ticket: Ticket, *, ahead: bool = False) -> None:
+        """Put a prepared request into the queue, once; with `ahead`, before all that were put there without."""
+        sequence = ticket.sequence
+        sequence.goes_ahead = ahead
+        with self._turn:
+            before = sum(other.goes_ahead for other in self._waiting) if ahead else len(self._waiting)
+            self._waiting.insert(before, sequence)
+
+    def step(self) -> None:
+        """Run one step, or wait for the one that runs. Its error ends who took part; it is raised where nobody did."""
+        before = self._steps
+        self._drive(lambda: self._steps != before)
 
     def saes_for(self, recipe: Recipe | None) -> Mapping[str, SparseAutoencoder]:
         """The SAEs of a recipe's `weight` and `swap` edits, by `weights_hash`, found once and kept; empty where it has none.
@@ -160,25 +187,12 @@ class Engine:
     ) -> None:
         self.close()
 
-    def _made(self, request: Request, *, stream: bool = False) -> RunningSequence:
-        """The request, checked, with all it needs at hand."""
-        sequence = RunningSequence(self.model, request, stream=stream)
-        sequence.saes = self.saes_for(request.recipe)
-        return sequence
-
-    def _enqueue(self, sequence: RunningSequence) -> Ticket:
-        with self._turn:
-            self._waiting.append(sequence)
-        return Ticket(self, sequence)
-
-    def _pieces(self, sequence: RunningSequence) -> Iterator[Chunk]:
-        ticket = self._enqueue(sequence)
+    def _pieces(self, ticket: Ticket) -> Iterator[Chunk]:
+        self.start(ticket)
         try:
             while True:
-                self._drive(lambda: sequence.is_done or sequence.has_news)
-                if sequence.error is not None:
-                    raise sequence.error
-                chunk = sequence.take()
+                self._drive(lambda: ticket.has_news)
+                chunk = ticket.take()
                 if chunk.text or chunk.result is not None:
                     yield chunk
                 if chunk.result is not None:
@@ -208,6 +222,7 @@ class Engine:
             finally:
                 with self._turn:
                     self._driving = False
+                    self._steps += 1
                     self._turn.notify_all()
 
     def _step(self) -> None:
@@ -277,6 +292,17 @@ class Ticket:
     def is_done(self) -> bool:
         """Whether `result` returns at once."""
         return self.sequence.is_done
+
+    @property
+    def has_news(self) -> bool:
+        """Whether there is something to `take`, if only the end."""
+        return self.sequence.is_done or self.sequence.has_news
+
+    def take(self) -> Chunk:
+        """Text since the last call, if any, and the result once it is done; does not wait. Raises as `result` does."""
+        if self.sequence.error is not None:
+            raise self.sequence.error
+        return self.sequence.take()
 
     def result(self) -> Result:
         """Wait for the answer, driving the engine if nobody else does.

@@ -113,3 +113,5 @@ class Chunk:
     text: str
     result: Result | None = None
     """The whole answer, with the last chunk only."""
+    logprobs: tuple[TokenLogprob, ...] = ()
+    """Of the tokens settled since the last text, where the request asks for them: those of `text` are among them."""

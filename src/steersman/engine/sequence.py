@@ -49,6 +49,8 @@ class RunningSequence:
         self.written: list[int] = []
         self.seed = request.sampling.seed if request.sampling.seed is not None else secrets.randbits(53)
         self.strength = request.strength
+        self.goes_ahead = False
+        """Whether it waits before all that do not."""
         self.saes: Mapping[str, SparseAutoencoder] = {}
         """Those its recipe runs through, by `weights_hash`."""
         self.latches: Latches = {}
@@ -67,6 +69,8 @@ class RunningSequence:
         self._text = TextStream(model.decode, self.prompt_ids, request.sampling.stop)
         self._decoded = 0
         self._taken = 0
+        self._told = 0
+        """Tokens whose log-probabilities were taken."""
         self._good_tokens = 0
         self._good_latches: Latches = {}
         """What `since` conditions had seen by then."""
@@ -194,10 +198,13 @@ class RunningSequence:
         """Text that was not taken before; with the result once it is done."""
         with self._lock:
             self._taken = self._settled
-            if self.finish_reason is None:
-                return Chunk(self._text.take())
-            result = self.result()
-            return Chunk(self._text.take(last=True), result)
+            result = None if self.finish_reason is None else self.result()
+            text = self._text.take(last=result is not None)
+            if self.request.logprobs is None or not (text or result is not None):
+                return Chunk(text, result)
+            # With the text that they belong to: none for half a character, or what may be a stop string.
+            fresh, self._told = tuple(self.logprobs[self._told : self._settled]), self._settled
+            return Chunk(text, result, fresh)
 
     def result(self) -> Result:
         """The finished answer."""
