@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from steersman.auto.autosteer import _contrast
 from steersman.auto.contrast_set import PHRASINGS, from_examples, make_contrast_set, phrasings, system_prompt
+from steersman.auto.examples import written_examples
 from steersman.auto.facts import Behaviour, ContrastItem
 from steersman.auto.prompts import Prompts
 from steersman.engine.engine import Engine
@@ -88,7 +88,9 @@ def test_a_language_model_may_write_the_positives(tiny: LanguageModel) -> None:
         return "arr arr arr"
 
     prompts = Prompts(train=tuple(f"good {n}" for n in range(8)), validation=("good v",), test=())
-    made = _contrast(Engine(tiny, profile=measure_profile(tiny)), _ARR, prompts, CountsArr(), lambda *_: None, writer)
+    made = written_examples(
+        Engine(tiny, profile=measure_profile(tiny)), _ARR, prompts, CountsArr(), lambda *_: None, writer
+    )
     assert {item.positive for item in made.train} == {"arr arr arr"}
     assert not any("arr arr" in item.negative for item in made.train)
     assert made.source == "answers of a language model"

@@ -6,13 +6,12 @@ Prompts are split once: weights are trained on some, the strength is chosen on o
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from pydantic import JsonValue, TypeAdapter
 
-from steersman.auto.contrast_set import make_contrast_set
+from steersman.auto.examples import written_examples
 from steersman.auto.expand import expanded, queries_of
 from steersman.auto.facts import AutoResult, Behaviour, Candidate, ContrastSet, Evidence, Report, Tuned
 from steersman.auto.kept import Kept
@@ -22,24 +21,21 @@ from steersman.auto.prove import prove, proving_judges
 from steersman.auto.retrieve import RetrievalSettings, retrieve
 from steersman.auto.strength import choose_strength, trained_norm
 from steersman.auto.task import Optimiser, Task
-from steersman.auto.writing import SLOTS, asking, write
+from steersman.auto.writing import SLOTS
 from steersman.engine.engine import Engine, EngineLimits
 from steersman.engine.likelihood import choice_accuracy
 from steersman.errors import DataError, EndpointError
 from steersman.facts import fact
 from steersman.judges.facts import Judge
 from steersman.judges.local import LocalJudge, QuickJudge
-from steersman.models.asking import Ask, in_parallel
-from steersman.models.language_model import LanguageModel, chat
+from steersman.models.asking import Ask
+from steersman.models.language_model import LanguageModel
 from steersman.models.sentence_encoder import SentenceEncoder, load_encoder
 from steersman.sae.index.file import load_index
 from steersman.sae.library import find_sae
 from steersman.steering.edits import Add
 from steersman.steering.recipe import Recipe
 from steersman.version import __version__
-
-_AT_ONCE = 8
-"""Answers that a language model is asked for at once."""
 
 
 @fact
@@ -116,7 +112,9 @@ def autosteer(
     examples = (
         contrast
         if isinstance(contrast, ContrastSet)
-        else kept.stage("contrast", ContrastSet, lambda: _contrast(engine, wanted, prompts, screen, said, contrast))
+        else kept.stage(
+            "contrast", ContrastSet, lambda: written_examples(engine, wanted, prompts, screen, said, contrast)
+        )
     )
     task = Task(wanted, engine, loaded, index, judge, examples, settings.seed, said)
     said.stage("candidates")
@@ -182,27 +180,6 @@ class _Log:
     def entries(self) -> tuple[dict[str, JsonValue], ...]:
         """All that was reported."""
         return tuple(self._entries)
-
-
-def _contrast(
-    engine: Engine, behaviour: Behaviour, prompts: Prompts, judge: Judge, report: Report, writer: Ask | None
-) -> ContrastSet:
-    """Plain answers are always the model's own; those that show the behaviour are the writer's, where there is one."""
-
-    def answers(asked: Sequence[tuple[str, str | None]], plain: int) -> list[str]:
-        if writer is None:
-            return write(engine, [asking(prompt, system=system) for prompt, system in asked])
-        own = write(engine, [asking(prompt) for prompt, _ in asked[:plain]])
-        return own + in_parallel(lambda each: writer(_messages(*each)), asked[plain:], _AT_ONCE)
-
-    sides = {"train": prompts.train, "validation": prompts.validation}
-    n = len(prompts.train) + len(prompts.validation)
-    made = make_contrast_set(behaviour, sides, lambda asked: answers(asked, n), judge, report)
-    return made if writer is None else replace(made, source="answers of a language model")
-
-
-def _messages(prompt: str, system: str | None) -> list[dict[str, str]]:
-    return [{"role": message["role"], "content": message["content"]} for message in chat(prompt, system)]
 
 
 def _candidates(task: Task, encoder: SentenceEncoder, settings: AutoSettings, ask: Ask | None) -> list[Candidate]:

@@ -27,9 +27,12 @@ from steersman.cli import (
     fit_sae_ts,
     fit_topic,
     generate,
+    keys,
     models,
     sae,
     score,
+    serve,
+    traits,
 )
 from steersman.errors import SteersmanError
 from steersman.version import __version__
@@ -58,9 +61,12 @@ fit.app.command("direction")(fit_direction.direction)
 fit.app.command("condition")(fit_condition.condition)
 app.add_typer(effects.app, name="effects")
 app.command("export")(export.export)
+app.add_typer(keys.app, name="keys")
 app.add_typer(models.app, name="models")
 app.add_typer(sae.app, name="sae")
 app.add_typer(features.app, name="features")
+app.add_typer(traits.app, name="traits")
+app.command("serve")(serve.serve)
 
 
 def _version(wanted: bool) -> None:
