@@ -1,4 +1,4 @@
-"""Write the generated parts of the documentation: the command reference, the error tree and the recipe's JSON schema.
+"""Write the generated parts of the documentation: command reference, error tree, the recipe's JSON schema, the server's OpenAPI.
 
 python docs/generate.py           write them
 python docs/generate.py --check   fail when one of them is stale
@@ -17,6 +17,8 @@ import typer.main
 
 from steersman import errors
 from steersman.cli.main import app
+from steersman.server.app import create_app
+from steersman.server.settings import ServerSettings
 from steersman.steering.recipe_file import schema
 
 DOCS = Path(__file__).parent
@@ -28,6 +30,7 @@ def main() -> int:
         "cli.md": cli_page(),
         "errors.md": errors_page(),
         "recipe.schema.json": json.dumps(schema(), indent=2) + "\n",
+        "openapi.json": json.dumps(create_app(ServerSettings(folder=DOCS)).openapi(), indent=2) + "\n",
     }
     if "--check" not in sys.argv[1:]:
         for name, text in pages.items():
@@ -104,6 +107,7 @@ def errors_page() -> str:
         "| 0 | done |",
         "| 1 | an error of the tree above |",
         "| 2 | wrong usage: an unknown option, a missing or impossible value |",
+        "| 3 | auto-steering or a trait found no proof |",
         "| 130 | interrupted with Ctrl-C; nothing half-written is left behind |",
         "",
     ]

@@ -1,0 +1,209 @@
+"""The job routes: ask for work in the background, watch it as it happens, cancel it. Knows nothing of how it is done.
+
+POST /v1/jobs      202 with the job; `kind` says what is asked for
+GET  /v1/jobs, /v1/jobs/{id}      DELETE /v1/jobs/{id} cancels
+GET  /v1/jobs/{id}/events      server-sent events from the first one on, or behind Last-Event-ID; `ended` is the last
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+import anyio
+import anyio.to_thread
+from fastapi import APIRouter, Header, Path, Query
+from fastapi.responses import StreamingResponse
+
+from steersman.errors import Conflict, EndpointError, NotFound, RequestError, StorageError
+from steersman.evals.evaluate import judge_names
+from steersman.evals.methods import methods_of
+from steersman.models.asking import Ask
+from steersman.server.auth import Caller, needs
+from steersman.server.context import Context, Deps
+from steersman.server.errors import ERRORS
+from steersman.server.job_kinds.autosteering import endpoint_for, optimiser_of
+from steersman.server.job_kinds.evaluating import asked_behaviour, settings_of
+from steersman.server.job_kinds.fitting import pairs_of
+from steersman.server.jobs_bodies import (
+    AutosteerBody,
+    EvaluateBody,
+    EventView,
+    FitBody,
+    JobBody,
+    JobList,
+    JobView,
+)
+from steersman.steering.pairs import distinct, load_named
+from steersman.steering.personas import persona_pairs
+from steersman.store.facts import ENDED, JobEvent, JobRecord, JobState
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses={**ERRORS})
+
+_Reader = Annotated[Caller, needs("read")]
+_Trainer = Annotated[Caller, needs("train")]
+_Id = Annotated[str, Path(min_length=1, max_length=200, description="Id of one of your jobs.")]
+_LOOK_S = 0.3
+_QUIET_S = 15.0
+_STORAGE_PAUSE_S = 2.0
+_AT_ONCE = 500
+_EVENTS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "Server-sent events: `id` counts from 1, `event` is the kind, `data` an EventView; the last is `ended`.",
+        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    }
+}
+
+
+@router.post("", operation_id="create_job", status_code=202, summary="Ask for work in the background")
+def create_job(caller: _Trainer, deps: Deps, body: JobBody) -> JobView:
+    """Fit a recipe, auto-steer, or evaluate. The result stands in the job when its state is `ready`; recipes are yours then."""
+    if isinstance(body, FitBody):
+        _check_fit(body, deps)
+    elif isinstance(body, AutosteerBody):
+        _check_autosteer(body, deps.runner.ask)
+    else:
+        _check_evaluate(body, deps)
+    if isinstance(body, FitBody | AutosteerBody) and body.name is not None:
+        _check_free(deps, caller.owner, body.name)
+    made = deps.store.jobs.create(caller.owner, body.kind, body.model_dump(mode="json"))
+    deps.runner.wake()
+    return JobView.of(made)
+
+
+@router.get("", operation_id="list_jobs", summary="Your jobs")
+def list_jobs(
+    caller: _Reader,
+    deps: Deps,
+    kind: Annotated[str | None, Query(min_length=1, max_length=40)] = None,
+    state: JobState | None = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    offset: Annotated[int, Query(ge=0, le=10**9)] = 0,
+) -> JobList:
+    """A page of your jobs, newest first; those that fit sets are among them."""
+    records, total = deps.store.jobs.list(caller.owner, kind=kind, state=state, limit=limit, offset=offset)
+    return JobList(data=[JobView.of(record) for record in records], total=total)
+
+
+@router.get("/{job_id}", operation_id="get_job", summary="One of your jobs")
+def get_job(caller: _Reader, deps: Deps, job_id: _Id) -> JobView:
+    """As it stands."""
+    return JobView.of(deps.store.jobs.get(caller.owner, job_id))
+
+
+@router.delete("/{job_id}", operation_id="cancel_job", summary="Cancel a job")
+def cancel_job(caller: _Trainer, deps: Deps, job_id: _Id) -> JobView:
+    """It stays in the list as `cancelled`; nothing that it would have made is kept."""
+    record = deps.store.jobs.cancel(caller.owner, job_id)
+    deps.runner.drop(job_id)
+    return JobView.of(record)
+
+
+@router.get(
+    "/{job_id}/events",
+    operation_id="watch_job",
+    summary="Watch a job",
+    responses=_EVENTS,
+    response_class=StreamingResponse,
+)
+async def watch_job(
+    caller: _Reader,
+    deps: Deps,
+    job_id: _Id,
+    last_event_id: Annotated[int, Header(ge=0, lt=1 << 31, description="Begin behind this event.")] = 0,
+) -> StreamingResponse:
+    """What happened so far and what happens, until the job ends."""
+    await anyio.to_thread.run_sync(deps.store.jobs.get, caller.owner, job_id)
+    lines = _told(deps, caller.owner, job_id, last_event_id)
+    return StreamingResponse(lines, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+
+
+async def _told(deps: Context, owner: str, job_id: str, after: int) -> AsyncIterator[str]:
+    """The events as lines; a comment now and then, so that the connection is not taken for dead."""
+    last_word = time.monotonic()
+    while not deps.runner.is_stopping:
+        try:
+            # The state first: what was told before the end is there when the end is seen.
+            job, events = await anyio.to_thread.run_sync(_look, deps, owner, job_id, after)
+        except StorageError:
+            await anyio.sleep(_STORAGE_PAUSE_S)
+            continue
+        for event in events:
+            after = event.number
+            yield _event(event.kind, EventView.of(event).model_dump_json(), event.number)
+        if events:
+            last_word = time.monotonic()
+            continue
+        if job.state in ENDED:
+            yield _event("ended", JobView.of(job).model_dump_json())
+            return
+        if time.monotonic() - last_word > _QUIET_S:
+            last_word = time.monotonic()
+            yield ": nothing new\n\n"
+        await anyio.sleep(_LOOK_S)
+
+
+def _look(deps: Context, owner: str, job_id: str, after: int) -> tuple[JobRecord, list[JobEvent]]:
+    job = deps.store.jobs.get(owner, job_id)
+    return job, deps.store.jobs.events(owner, job_id, after=after, limit=_AT_ONCE)
+
+
+def _event(kind: str, data: str, number: int | None = None) -> str:
+    """One server-sent event; JSON has no line breaks of its own."""
+    head = f"id: {number}\n" if number is not None else ""
+    return f"{head}event: {' '.join(kind.split())}\ndata: {data}\n\n"
+
+
+# --- what can be seen to be wrong is refused at once, not by a failed job
+
+
+def _check_fit(body: FitBody, deps: Context) -> None:
+    given = [name for name in ("pairs", "contrast_set", "personas", "trait") if getattr(body, name) is not None]
+    if len(given) != 1:
+        raise RequestError(
+            f"give one of pairs, contrast_set, personas and trait, not {' and '.join(given) or 'none of them'}"
+        )
+    if body.trait is not None and body.method is not None:
+        raise RequestError("a trait is fitted by caa at a strength that is found for it; leave 'method' out")
+    _check_layers(body.layers or (), deps)
+    if body.contrast_set is not None:
+        load_named(body.contrast_set)
+    if body.pairs is not None:
+        distinct(pairs_of(body.pairs))
+    if body.personas is not None:
+        said = body.personas
+        persona_pairs(said.positive_examples, said.negative_examples, said.prompts, most=2)
+
+
+def _check_autosteer(body: AutosteerBody, ask: Ask | None) -> None:
+    if body.examples is not None and any(pair.prompt is None for pair in body.examples):
+        raise RequestError("every one of the examples needs a 'prompt' that both answers belong to")
+    optimiser_of(body, endpoint_for(body, ask))
+
+
+def _check_evaluate(body: EvaluateBody, deps: Context) -> None:
+    _check_layers(() if body.layer is None else (body.layer,), deps)
+    if (body.behaviour is None) == (body.examples is None):
+        raise RequestError("give either 'behaviour' (a name) or 'examples'")
+    asked_behaviour(body)
+    settings_of(body)
+    if body.methods is not None:
+        methods_of(body.methods)
+    if (body.battles or "llm" in judge_names(body.judge)) and deps.runner.ask is None:
+        raise EndpointError("this server has no language model to ask; leave out 'battles' and the judge 'llm'")
+
+
+def _check_layers(layers: tuple[int, ...] | list[int], deps: Context) -> None:
+    model = deps.engine.model
+    for layer in layers:
+        if layer >= model.n_layers:
+            raise RequestError(f"there is no layer {layer}; {model.name} has layers 0 to {model.n_layers - 1}")
+
+
+def _check_free(deps: Context, owner: str, name: str) -> None:
+    try:
+        deps.store.recipes.get(owner, name)
+    except NotFound:
+        return
+    raise Conflict(f"you have a recipe {name!r} already; choose another name, or delete that one")
