@@ -15,13 +15,16 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from steersman.errors import SteersmanError
+from steersman.errors import ApiError, SteersmanError
 from steersman.version import __version__
 
 if TYPE_CHECKING:
     from steersman.auto.autosteer import AutoSettings, autosteer
     from steersman.auto.facts import AutoResult, Behaviour, ContrastItem, ContrastSet
     from steersman.auto.optimise import make_optimiser
+    from steersman.client.async_client import AsyncClient
+    from steersman.client.client import Client
+    from steersman.client.facts import Answer, AutosteerOutcome, Job, JobEvent, Piece, RecipeInfo, SetInfo
     from steersman.engine.engine import Engine, EngineLimits, Ticket
     from steersman.engine.guard import Guard, GuardEvent
     from steersman.engine.request import Chunk, Request, Result, Sampling
@@ -54,6 +57,9 @@ _HOMES = {
     "auto.autosteer": ("AutoSettings", "autosteer"),
     "auto.facts": ("AutoResult", "Behaviour", "ContrastItem", "ContrastSet"),
     "auto.optimise": ("make_optimiser",),
+    "client.async_client": ("AsyncClient",),
+    "client.client": ("Client",),
+    "client.facts": ("Answer", "AutosteerOutcome", "Job", "JobEvent", "Piece", "RecipeInfo", "SetInfo"),
     "engine.engine": ("Engine", "EngineLimits", "Ticket"),
     "engine.guard": ("Guard", "GuardEvent"),
     "engine.request": ("Chunk", "Request", "Result", "Sampling"),
@@ -90,12 +96,17 @@ __all__ = [
     "Above",
     "Add",
     "AllOf",
+    "Answer",
     "AnyOf",
+    "ApiError",
+    "AsyncClient",
     "AutoResult",
     "AutoSettings",
+    "AutosteerOutcome",
     "Behaviour",
     "Chunk",
     "Clamp",
+    "Client",
     "Constant",
     "ContrastItem",
     "ContrastSet",
@@ -106,6 +117,8 @@ __all__ = [
     "FeatureIndex",
     "Guard",
     "GuardEvent",
+    "Job",
+    "JobEvent",
     "LanguageModel",
     "Latent",
     "Message",
@@ -113,8 +126,10 @@ __all__ = [
     "ModelRef",
     "Not",
     "Pair",
+    "Piece",
     "Ramp",
     "Recipe",
+    "RecipeInfo",
     "Request",
     "Result",
     "Rotate",
@@ -123,6 +138,7 @@ __all__ = [
     "Sampling",
     "Scale",
     "SentenceEncoder",
+    "SetInfo",
     "Since",
     "SparseAutoencoder",
     "SteersmanError",
