@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from steersman.steering.recipe import Recipe, combine
     from steersman.steering.recipe_file import load_recipe, save_recipe
     from steersman.steering.target import Direction, Latent
+    from steersman.steering.traits import load_trait
     from steersman.steering.vector import Vector
     from steersman.steering.where import Constant, Decay, Ramp, Where
 
@@ -85,6 +86,7 @@ _HOMES = {
     "steering.recipe": ("Recipe", "combine"),
     "steering.recipe_file": ("load_recipe", "save_recipe"),
     "steering.target": ("Direction", "Latent"),
+    "steering.traits": ("load_trait",),
     "steering.vector": ("Vector",),
     "steering.where": ("Constant", "Decay", "Ramp", "Where"),
 }
@@ -168,6 +170,7 @@ __all__ = [
     "load_profile",
     "load_recipe",
     "load_sae",
+    "load_trait",
     "make_optimiser",
     "read_residuals",
     "rerank",

@@ -180,7 +180,8 @@ def test_a_trait_becomes_a_recipe_with_evidence(engine: Engine, monkeypatch: pyt
     assert isinstance(shown, dict)
     requests = [asking(str(shown["prompt"]), recipe, strength=float(at), tokens=48) for at in ("-1", "0", "1")]
     assert write(engine, requests) == [shown[at] for at in ("-1", "0", "1")]
-    assert shown["prompt"] in split_prompts(0, 8, 2, 4).test
+    split = split_prompts(0, 8, 2, 4)
+    assert shown["prompt"] not in (*split.train, *split.validation, *split.test)
     assert all(each.product.total == 4 for each in evidence.scores.values())
     facts, tensors = to_wire(recipe)
     assert from_wire(json.loads(json.dumps(facts, allow_nan=False)), tensors) == recipe

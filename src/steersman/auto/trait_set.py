@@ -44,6 +44,8 @@ _BARE_WORDS = 2
 _VERBS = ("act", "answer", "be", "mention", "praise", "sound", "speak", "talk", "tell", "use", "write")
 _AROUND = 2.0
 """Strengths are tried around so many fitted differences (docs/contrast-vectors.md)."""
+SHOWN = "How was your day?"
+"""A question, in none of the sets, that every tone can be heard in."""
 _SHOWN_TOKENS = 48
 _OPPOSITES = (
     ("cheerful", "sad"), ("happy", "sad"), ("cheerful", "grumpy"), ("formal", "casual"), ("formal", "informal"),
@@ -173,7 +175,7 @@ def fit_trait(
     """A recipe for a trait, with its evidence: contrast set, contrastive activation addition, strength, proof.
 
     At 1 the recipe adds the strength that did best on the validation prompts. Its evidence is an `auto.facts.Evidence`, whose
-    `verdict` says whether the trait was proven; in `data`, `multipliers` holds one answer each at -1, 0 and 1, to be read.
+    `verdict` says whether the trait was proven; in `data`, `multipliers` holds answers to `SHOWN` at -1, 0 and 1, to be read.
 
     Args:
         engine: whose model is steered; `writing.SLOTS` slots are a good number.
@@ -210,7 +212,7 @@ def fit_trait(
         "settings": TypeAdapter(TraitSettings).dump_python(settings, mode="json"),
         "examples": {"train": len(examples.train), "validation": len(examples.validation), "source": examples.source},
         "strengths": tried,
-        "multipliers": _multipliers(engine, recipe, evidence),
+        "multipliers": multipliers(engine, recipe),
         "seconds": round(time.perf_counter() - began, 1),
     }
     report("result", {"verdict": evidence.verdict, "why": evidence.why, "seconds": data["seconds"]})
@@ -255,11 +257,11 @@ def _strongest(
     return replace(found, data={**fitted.data, "layers": [found.edits[0].layer]}), tried, best[1]
 
 
-def _multipliers(engine: Engine, recipe: Recipe, evidence: Evidence) -> dict[str, JsonValue]:
-    """One answer at each of -1, 0 and 1; two of them are in the evidence already."""
-    shown = evidence.examples[0]
-    [turned] = write(engine, [asking(shown.prompt, recipe, strength=-1.0, tokens=_SHOWN_TOKENS)])
-    return {"prompt": shown.prompt, "-1": turned, "0": shown.plain, "1": shown.steered}
+def multipliers(engine: Engine, recipe: Recipe) -> dict[str, JsonValue]:
+    """Answers to `SHOWN` at -1, 0 and 1 times a recipe, to be read."""
+    at = ("-1", "0", "1")
+    answers = write(engine, [asking(SHOWN, recipe, strength=float(each), tokens=_SHOWN_TOKENS) for each in at])
+    return {"prompt": SHOWN, **dict(zip(at, answers, strict=True))}
 
 
 def _is_sentence(said: str) -> bool:
