@@ -14,7 +14,7 @@ from tests.engine.rig import make_engine
 
 from steersman.auto.facts import AutoResult
 from steersman.engine.engine import Engine
-from steersman.errors import Conflict, DataError, EndpointError
+from steersman.errors import Conflict, DataError
 from steersman.evals.facts import Evaluation
 from steersman.models.language_model import LanguageModel
 from steersman.server.job_kinds import KINDS, autosteering, evaluating, fitting
@@ -190,7 +190,7 @@ def test_auto_steering_is_told_as_it_happens_and_its_recipe_kept(
 def test_without_a_language_model_nothing_that_needs_one_begins(
     engine: Engine, tmp_path: Path, more: dict[str, Any]
 ) -> None:
-    with pytest.raises(EndpointError, match="no language model"):
+    with pytest.raises(Conflict, match="no language model"):
         run(engine, tmp_path, job("autosteer", kind="autosteer", behaviour="Be kind.", **more))
 
 

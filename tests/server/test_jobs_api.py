@@ -190,10 +190,10 @@ def test_a_job_that_cannot_be_done_is_refused(client: TestClient, body: Any, par
 
 @pytest.mark.parametrize("more", [{"judge": "llm"}, {"optimiser": "textgrad"}, {"expand": True}])
 def test_a_job_that_needs_a_language_model_says_that_there_is_none(client: TestClient, more: dict[str, Any]) -> None:
-    error = error_of(client.post("/v1/jobs", json={"kind": "autosteer", "behaviour": "Be kind.", **more}), 502)
+    error = error_of(client.post("/v1/jobs", json={"kind": "autosteer", "behaviour": "Be kind.", **more}), 409)
     assert "no language model" in error["message"]
     body = {"kind": "evaluate", "behaviour": "pirate", "judge": "local+llm"}
-    error_of(client.post("/v1/jobs", json=body), 502)
+    error_of(client.post("/v1/jobs", json=body), 409)
 
 
 def test_nobody_sees_watches_or_cancels_the_jobs_of_another(tiny: LanguageModel, store: Store) -> None:

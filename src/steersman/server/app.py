@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import anyio
 import anyio.to_thread
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.openapi.utils import get_openapi
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
@@ -26,6 +26,7 @@ from steersman.server.limits import RateLimiter, TimeLimit
 from steersman.server.logs import AccessLog
 from steersman.server.metrics import Metrics
 from steersman.server.parts import open_context
+from steersman.server.queries import known_query
 from steersman.server.request_ids import RequestIds
 from steersman.server.settings import ServerSettings
 from steersman.store.store import Store
@@ -53,6 +54,7 @@ def create_app(settings: ServerSettings, *, engine: Engine | None = None, store:
         version=__version__,
         description=_DESCRIPTION,
         lifespan=_lifespan(settings, engine, store),
+        dependencies=[Depends(known_query)],
         middleware=_guard_rails(settings, metrics, draining),
         docs_url=None,  # Their pages load scripts from elsewhere.
         redoc_url=None,

@@ -28,10 +28,9 @@ from steersman.server.features_answers import (
     inspect_out,
 )
 from steersman.server.features_bodies import ContrastBody, InspectBody, prompt_of
-from steersman.server.queries import known_query
 from steersman.steering.traits import load_trait, names
 
-router = APIRouter(prefix="/v1", tags=["features"], responses={**ERRORS}, dependencies=[Depends(known_query)])
+router = APIRouter(prefix="/v1", tags=["features"], responses={**ERRORS})
 
 _Reader = Annotated[Caller, needs("read")]
 _Generator = Annotated[Caller, needs("generate")]

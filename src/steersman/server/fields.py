@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from steersman.errors import did_you_mean
 
+_UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
 _MOST = 3
 _SHOWN_CHARACTERS = 80
 _MOST_READ = 50
@@ -41,7 +42,7 @@ def explain(errors: Sequence[Mapping[str, Any]], route: Any) -> tuple[str, str |
     Returns:
         One line, and the place of the first error (`steering.recipe`), None for the whole body.
     """
-    found = [(_place(error["loc"], route), error) for error in errors[:_MOST_READ]]
+    found = [(_place(error["loc"], route, error["type"]), error) for error in errors[:_MOST_READ]]
     if any(place.in_union for place, _ in found):
         # Each type of a union says what it misses; the deepest complaint is about the one that was meant.
         found.sort(key=lambda entry: -entry[0].depth)
@@ -49,7 +50,9 @@ def explain(errors: Sequence[Mapping[str, Any]], route: Any) -> tuple[str, str |
     more = len(told) - _MOST + len(errors) - len(found)
     first, error = found[0]
     path = first.path if error["type"] != "json_invalid" else ""
-    return "; ".join(told[:_MOST]) + (f" (and {more} more)" if more > 0 else ""), path or None
+    # A field may be named as it likes, with line breaks too.
+    said = " ".join("; ".join(told[:_MOST]).split())
+    return said + (f" (and {more} more)" if more > 0 else ""), path or None
 
 
 def _one(place: _Place, error: Mapping[str, Any]) -> str:
@@ -59,11 +62,13 @@ def _one(place: _Place, error: Mapping[str, Any]) -> str:
         return (
             f"the body is not valid JSON ({error.get('ctx', {}).get('error', 'it breaks off')}, character {place.last})"
         )
+    if kind in _UNKNOWN and not place.last.strip():
+        return f"unknown field without a name{door}"
     if not place.path and kind == "missing":
         return "the body is missing; send a JSON object"
     if not place.path and kind not in ("value_error", "assertion_error"):
         return "the body must be a JSON object"
-    if kind in ("extra_forbidden", "unexpected_keyword_argument"):
+    if kind in _UNKNOWN:
         return f"unknown field '{place.path}'{door}" + did_you_mean(place.last, place.siblings)
     if kind in ("missing", "missing_argument"):
         return f"field '{place.path}'{door} is missing"
@@ -81,7 +86,7 @@ def _shown(value: Any) -> str:
     return ""
 
 
-def _place(loc: Sequence[Any], route: Any) -> _Place:
+def _place(loc: Sequence[Any], route: Any, kind: str) -> _Place:
     """Follow an error's path through the types of the body: `('body', 'items', 0, 'mode')` is `items[0].mode`.
 
     Parts that lead to nothing are the names that pydantic gives the members of a union.
@@ -96,7 +101,8 @@ def _place(loc: Sequence[Any], route: Any) -> _Place:
     path, in_union, depth = "", False, 0
     for index, part in enumerate(loc[1:], 2):
         inner = [member for kind in kinds for below in _inner(kind, part) for member in _members(below)]
-        if not inner and len(kinds) > 1 and (index < len(loc) or not _is_field(kinds, part)):
+        is_named = index == len(loc) and (kind in _UNKNOWN or _is_field(kinds, part))
+        if not inner and len(kinds) > 1 and not is_named:
             in_union = True
             kinds = [kind for kind in kinds if getattr(kind, "__name__", "") == part] or kinds
             continue

@@ -16,7 +16,7 @@ import anyio.to_thread
 from fastapi import APIRouter, Header, Path, Query
 from fastapi.responses import StreamingResponse
 
-from steersman.errors import Conflict, EndpointError, NotFound, RequestError, StorageError
+from steersman.errors import Conflict, NotFound, RequestError, StorageError
 from steersman.evals.evaluate import judge_names
 from steersman.evals.methods import methods_of
 from steersman.models.asking import Ask
@@ -51,7 +51,7 @@ _AT_ONCE = 500
 _EVENTS: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "Server-sent events: `id` counts from 1, `event` is the kind, `data` an EventView; the last is `ended`.",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        "content": {"text/event-stream": {"schema": {}}},
     }
 }
 
@@ -191,7 +191,7 @@ def _check_evaluate(body: EvaluateBody, deps: Context) -> None:
     if body.methods is not None:
         methods_of(body.methods)
     if (body.battles or "llm" in judge_names(body.judge)) and deps.runner.ask is None:
-        raise EndpointError("this server has no language model to ask; leave out 'battles' and the judge 'llm'")
+        raise Conflict("this server has no language model to ask; leave out 'battles' and the judge 'llm'")
 
 
 def _check_layers(layers: tuple[int, ...] | list[int], deps: Context) -> None:

@@ -9,7 +9,7 @@ from steersman.server.errors import Refusal
 
 
 async def known_query(request: Request) -> None:
-    """A dependency of routers.
+    """A dependency of the whole app.
 
     Raises:
         Refusal: 400, with the parameter that was probably meant.

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query, Response
+from fastapi import APIRouter, Query, Response
 from fastapi import Path as InPath
 from pydantic import JsonValue
 
@@ -24,7 +24,6 @@ from steersman.server.context import Context, Deps
 from steersman.server.errors import ERRORS
 from steersman.server.feature_lookup import FeatureLookup
 from steersman.server.features_api import Features
-from steersman.server.queries import known_query
 from steersman.server.recipe_wire import MOST_EDITS, inline, untrusted_recipe, untrusted_tensors
 from steersman.server.recipes_bodies import (
     DEFAULT_STRENGTH,
@@ -43,7 +42,7 @@ from steersman.steering.export import to_gguf, to_safetensors
 from steersman.steering.recipe import Recipe, combine
 from steersman.steering.traits import load_trait
 
-router = APIRouter(prefix="/v1/recipes", tags=["recipes"], responses={**ERRORS}, dependencies=[Depends(known_query)])
+router = APIRouter(prefix="/v1/recipes", tags=["recipes"], responses={**ERRORS})
 
 _Reader = Annotated[Caller, needs("read")]
 _Trainer = Annotated[Caller, needs("train")]

@@ -12,7 +12,7 @@ from steersman.auto.facts import AutoResult, Behaviour, ContrastItem, ContrastSe
 from steersman.auto.optimise import make_optimiser, parts_of
 from steersman.auto.report import result_json
 from steersman.auto.task import Optimiser
-from steersman.errors import EndpointError
+from steersman.errors import Conflict
 from steersman.judges.llm import LlmJudge
 from steersman.models.asking import Ask
 from steersman.server.job_kinds.desk import Desk, Done, as_json
@@ -49,7 +49,7 @@ def optimiser_of(asked: AutosteerBody, ask: Ask | None) -> Optimiser:
 
     Raises:
         DataError: an unknown optimiser.
-        EndpointError: it needs a language model, and there is none.
+        Conflict: it needs a language model, and there is none.
     """
     settings = {"features": asked.features}
     parts = parts_of(asked.optimiser)
@@ -60,12 +60,12 @@ def endpoint_for(asked: AutosteerBody, ask: Ask | None) -> Ask | None:
     """The server's language model, where the job asks it anything.
 
     Raises:
-        EndpointError: it does, and the server has none.
+        Conflict: it does, and the server has none.
     """
     if not (asked.judge == "llm" or asked.expand or "textgrad" in asked.optimiser):
         return None
     if ask is None:
-        raise EndpointError(
+        raise Conflict(
             "this server has no language model to ask; leave out what needs one (llm, textgrad, expand)"
         )
     return ask
