@@ -109,16 +109,26 @@ def replacing(path: Path) -> Iterator[Path]:
     aside = path.with_name(f".{path.name[:50]}.{secrets.token_hex(4)}.part")
     try:
         with storage_errors(path):
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                aside.touch()
-            except FileNotFoundError as error:  # A file system without real folders, such as /proc.
-                raise PermissionError(errno.EACCES, "Permission denied", str(path)) from error
+            make_folder(path.parent)
+            aside.touch()
             yield aside
             aside.replace(path)
     finally:
         with contextlib.suppress(OSError):  # Whatever made writing fail is already on its way up.
             aside.unlink(missing_ok=True)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, with those above it, where it is not there.
+
+    Raises:
+        StorageError: it cannot be made.
+    """
+    with storage_errors(path):
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except FileNotFoundError as error:  # A file system without real folders, such as /proc.
+            raise PermissionError(errno.EACCES, "Permission denied", str(path)) from error
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -55,6 +55,14 @@ def test_without_a_folder_keys_are_in_the_cache_and_a_database_may_be_named(
     assert run("keys", "list", "--json").facts == {"keys": []}
 
 
+def test_a_folder_may_begin_at_home_as_for_the_server(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert run("keys", "create", "k", "--folder", "~/kept").code == 0
+    assert (tmp_path / "kept" / "steersman.db").is_file()
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -59,6 +59,11 @@ def test_other_machines_are_not_let_in_without_a_key(folder: str) -> None:
     assert isinstance(_refused("--folder", folder, "--require-keys", "--port", "0"), AccessRefused)
 
 
+@pytest.mark.parametrize("origin", ["nonsense", "example.org", "https://", "https://example.org/", "https://a.org/b"])
+def test_an_origin_is_a_scheme_and_a_host(folder: str, origin: str) -> None:
+    assert "https://example.org" in str(_refused("--folder", folder, "--allow-origin", origin))
+
+
 def test_with_a_key_they_are(tmp_path: Path) -> None:
     with Store.open(None, tmp_path) as store:
         everywhere = ServerSettings(folder=tmp_path, host="0.0.0.0", port=0)

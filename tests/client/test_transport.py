@@ -15,7 +15,7 @@ import httpx2
 import pytest
 from tests.client.rude import Act, Rude, answer, events
 
-from steersman.client.flow import ask, each, follow, listen
+from steersman.client.flow import ask, each, follow, listen, poll
 from steersman.client.refusals import retry_after_s
 from steersman.client.steps import Again, Call
 from steersman.client.target import Target
@@ -208,7 +208,7 @@ def test_other_refusals_are_final(status: int) -> None:
 
 def test_a_server_that_is_not_there_yet_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     port, real = free_port(), Target.wait_s
-    started = []
+    started: list[Rude] = []
 
     def wait_s(self: Target, step: Again) -> float | None:
         if not started:
@@ -437,6 +437,24 @@ def test_a_stream_is_over_only_with_its_last_event() -> None:
     with Rude([events(b"id: 1\ndata: a\n\n"), answer({}, 503), events(b"event: over\ndata: b\n\n")]) as rude:
         assert _followed(rude.url) == ([None, None], ["a", "b", "b"])
         assert rude.heard[2].headers["last-event-id"] == "1"
+
+
+def test_a_server_that_starts_again_is_waited_for_where_it_was_there_before() -> None:
+    away = [answer({}, 503)] * 12  # Three rounds of four: more than a single request is tried.
+    with Rude([events(b"id: 1\ndata: a\n\n"), *away, events(b"event: over\ndata: b\n\n")]) as rude:
+        driver, seen = Driver(Target(rude.url)), list[str]()
+        driver.run(each(follow(stream(), "over"), lambda event: seen.append(event.data)))
+        assert seen == ["a", "b"]
+    with Rude([answer({"ok": 1}), *away, answer({}, 502), answer({"ok": 2})]) as rude:
+        assert Driver(Target(rude.url)).run(poll(get(), lambda found: found == 2, 0.0)) == 2
+    with Rude(away) as rude:
+        with pytest.raises(ApiError, match="answered 503"):
+            Driver(Target(rude.url)).run(poll(get(), lambda _: True, 0.0))
+        assert len(rude.heard) == 4
+    with Rude([DONE, *away]) as rude:
+        with pytest.raises(ApiError, match="answered 503"):
+            Driver(Target(rude.url, retries=0)).run(poll(get(), lambda found: found == 2, 0.0))
+        assert len(rude.heard) == 2
 
 
 def test_a_refused_stream_is_not_asked_for_again() -> None:

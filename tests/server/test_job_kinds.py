@@ -20,7 +20,7 @@ from steersman.models.language_model import LanguageModel
 from steersman.server.job_kinds import KINDS, autosteering, evaluating, fitting
 from steersman.server.job_kinds.desk import Desk, Done, Stopped
 from steersman.steering.methods import caa, lat
-from steersman.steering.personas import fit_trait, persona_pairs
+from steersman.steering.personas import enough_openings, fit_trait, persona_pairs
 from steersman.steering.recipe import Recipe
 from steersman.store.facts import JobRecord
 
@@ -89,7 +89,8 @@ def test_a_set_has_the_vector_of_every_trait(engine: Engine, tmp_path: Path) -> 
     done = run(engine, tmp_path / "job", set_job(engine), told)
     assert list(done.vectors) == list(DIMENSIONS)
     for trait, sides in DIMENSIONS.items():
-        pairs = persona_pairs(sides["positive_examples"], sides["negative_examples"], ["Well,", "If you ask me,"])
+        openings = enough_openings(["Well,", "If you ask me,"])
+        pairs = persona_pairs(sides["positive_examples"], sides["negative_examples"], openings)
         wanted = fit_trait(engine.model, pairs, profile=engine.profile, name=trait)
         assert done.vectors[trait].edits == wanted.edits
     assert not done.recipes

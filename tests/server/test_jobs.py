@@ -10,11 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from sqlalchemy import update
 
 from steersman.engine.engine import Engine
 from steersman.errors import DataError, StorageError
 from steersman.models.language_model import LanguageModel
 from steersman.models.residuals import measure_profile
+from steersman.server import jobs
 from steersman.server.job_kinds.desk import Desk, Done, Kind, as_json
 from steersman.server.jobs import JobRunner
 from steersman.steering.edits import Add
@@ -22,6 +24,7 @@ from steersman.steering.recipe import Recipe
 from steersman.steering.vector import Vector
 from steersman.store.facts import ENDED, JobRecord, JobState
 from steersman.store.store import Store
+from steersman.store.tables import JobRow
 
 OWNER = "ann"
 RECIPE = Recipe(name="made", edits=(Add(layer=1, vector=Vector([1.0] * 32), strength=0.1),))
@@ -198,6 +201,8 @@ def test_work_that_does_not_listen_is_given_back_after_the_grace(store: Store, m
     assert kind.began.wait(10)
     began = time.monotonic()
     runner.stop(0.2)
+    assert runner.is_computing
+    runner.stop(60)  # An orderly end asks twice; it has waited already.
     assert time.monotonic() - began < 5
     assert store.jobs.get(OWNER, job.id).state == "pending"
     kind.go_on.set()  # It ends all the same, but nobody takes what it brings.
@@ -237,7 +242,7 @@ def test_folders_of_jobs_that_ended_unattended_are_removed_at_the_start(
     for name in (cancelled.id, waiting.id, "job_nobody", "mine"):
         (store.folder / "jobs" / name).mkdir(parents=True)
     make(Steps(), workers=0).start()
-    assert {path.name for path in (store.folder / "jobs").iterdir()} == {waiting.id, "mine"}
+    assert {path.name for path in (store.folder / "jobs").iterdir()} == {waiting.id, "job_nobody", "mine"}
 
 
 def test_long_work_keeps_its_lease(store: Store, make: Callable[..., JobRunner]) -> None:
@@ -303,3 +308,44 @@ def test_json_has_no_infinity_and_no_numbers_as_names() -> None:
     assert as_json({1: float("nan"), "a": (1, {2.5: float("inf")})}) == {"1": None, "a": [1, {"2.5": None}]}
     with pytest.raises(TypeError):
         as_json({"a": object()})
+
+
+def test_two_workers_on_one_job_do_not_disturb_each_other(store: Store, make: Callable[..., JobRunner]) -> None:
+    # A lease that ran out while the database was away: another server put the job back, and a second worker here took it.
+    steps = Steps()
+    runner = make(steps, workers=2)
+    job = store.jobs.create(OWNER, "work", {})
+    runner.start()
+    assert steps.began.wait(10)
+    with store._database.writing() as session:
+        session.execute(update(JobRow).values(state="pending", worker=None, lease_until=None))
+    until = time.monotonic() + 10
+    while steps.runs < 2 and time.monotonic() < until:
+        time.sleep(0.01)
+    assert runner.running == 2
+    steps.go_on.set()
+    assert wait(store, job.id).state == "ready"
+    again = store.jobs.create(OWNER, "work", {})
+    runner.wake()
+    assert wait(store, again.id).state == "ready"
+    assert sum(thread.is_alive() for thread in runner._workers) == 2
+
+
+def test_a_reason_does_not_say_where_things_are(store: Store, make: Callable[..., JobRunner]) -> None:
+    job = store.jobs.create(OWNER, "work", {})
+    make(Raises(StorageError("cannot write /home/ann/x: the disk is full"))).start()
+    failed = wait(store, job.id)
+    assert failed.state == "failed"
+    assert "/home" not in str(failed.error)
+
+
+def test_what_was_deleted_is_swept_while_the_server_runs(
+    store: Store, make: Callable[..., JobRunner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.recipes.delete(OWNER, store.recipes.add(OWNER, RECIPE).id)
+    monkeypatch.setattr(jobs, "_SWEEP_S", 0.0)
+    make(Steps(), lease_s=0.3).start()
+    until = time.monotonic() + 10
+    while list(store.folder.rglob("*.safetensors")) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not list(store.folder.rglob("*.safetensors"))

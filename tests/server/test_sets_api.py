@@ -222,7 +222,6 @@ def _body(**changes: Any) -> dict[str, Any]:
         (_body(control_dimensions={"a": [["same"], ["same"]]}), "shows the trait or does not"),
         (_body(control_dimensions={"a": [[" "], ["b"]]}), "empty"),
         (_body(prompt_list=["", " "]), "prompt"),
-        (_body(control_dimensions={"a": [["a"], ["b"]]}, prompt_list=["Well,"]), "too few"),
         (_body(promt_list=[]), "did you mean 'prompt_list'"),
         (_body(method="lta"), "method"),
         (_body(layers=[99]), "there is no layer 99"),

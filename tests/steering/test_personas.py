@@ -15,9 +15,11 @@ from steersman.models.residuals import measure_profile
 from steersman.steering.edits import Add
 from steersman.steering.methods import lat
 from steersman.steering.personas import (
+    FEW_OPENINGS,
     LENGTH,
     MOST_PAIRS,
     default_openings,
+    enough_openings,
     fit_trait,
     middle_layers,
     persona_pairs,
@@ -87,6 +89,21 @@ def test_openings_that_ship_are_different_and_say_nothing_yet() -> None:
     openings = default_openings()
     assert len(set(openings)) == len(openings) >= 20
     assert not [text for text in openings if text[-1] in ".!?"]
+
+
+def test_few_openings_are_joined_by_those_that_ship_and_enough_are_not() -> None:
+    shipped = default_openings()
+    assert enough_openings(None) == shipped
+    assert enough_openings([" The sea ", "", "The sea", shipped[3]]) == (
+        "The sea",
+        shipped[3],
+        *shipped[:3],
+        *shipped[4:],
+    )
+    own = tuple(f"Opening {n}" for n in range(FEW_OPENINGS))
+    assert enough_openings(own) == own
+    assert enough_openings(own[1:]) == (*own[1:], *shipped)
+    assert enough_openings(["", " "]) == ()
 
 
 @pytest.mark.parametrize("n_layers", [1, 2, 4, 12, 28, 30, 32, 80, 126])

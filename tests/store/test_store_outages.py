@@ -57,6 +57,8 @@ def test_a_server_that_does_not_answer_is_said_without_its_password(tmp_path: Pa
 def test_a_file_that_cannot_be_made_is_said(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="permission denied"):
         Store.open("sqlite:////proc/none/x.db", tmp_path)
+    with pytest.raises(StorageError, match="permission denied"):
+        Store.open(None, Path("/proc/none"))
 
 
 def test_a_database_that_is_not_there_is_said(postgres: Cluster, tmp_path: Path) -> None:

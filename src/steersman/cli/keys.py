@@ -58,7 +58,8 @@ def create(
         print_json({"key": secret, **_shown(record)})
         return
     print(secret)
-    typer.echo(f"key {record.id} of {record.owner}: keep it now, it cannot be shown again", err=True)
+    told = f"key {record.id} of {record.owner}: keep it now, it cannot be shown again"
+    typer.echo(f"{told}. A server that asks for no keys yet does so from its next start on.", err=True)
 
 
 @app.command("list")
@@ -98,7 +99,7 @@ def _store(database: str | None, folder: Path | None) -> Store:
     from steersman.settings import Settings
     from steersman.store.store import Store
 
-    return Store.open(database, folder or Settings.from_env().cache / "server")
+    return Store.open(database, (folder or Settings.from_env().cache / "server").expanduser())
 
 
 def _scopes(given: Sequence[str] | None) -> Sequence[Scope]:

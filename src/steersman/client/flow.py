@@ -17,13 +17,14 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from steersman.client.refusals import lost, name_of, nonsense, one_line, refusal, retry_after_s, told
-from steersman.client.steps import Again, Call, Failure, Flow, Head, Item, Read, Send, Step, Streamed
+from steersman.client.steps import Again, Call, Failure, Flow, Head, Item, Pause, Read, Send, Step, Streamed
 from steersman.client.streaming import EventParser, ServerEvent
 from steersman.errors import ApiError
 
 T = TypeVar("T")
 
 _AGAIN = {429, 503}
+_AWAY = {0, 429, 502, 503, 504}  # As one that starts again looks, directly and through a proxy.
 _MOST_BYTES = 256 << 20
 _MOST_ERROR_BYTES = 1 << 20
 
@@ -74,6 +75,8 @@ def listen(call: Call[Any]) -> Streamed[ServerEvent]:
 def follow(call: Call[Any], last_kind: str) -> Streamed[ServerEvent]:
     """A stream that goes on after a lost connection, from the event after the last one that came.
 
+    Once it has begun, a server that starts again is waited for, for some minutes.
+
     Args:
         call: opens the stream.
         last_kind: the kind of its last event; a stream that ends without one was cut off.
@@ -81,31 +84,53 @@ def follow(call: Call[Any], last_kind: str) -> Streamed[ServerEvent]:
     Raises:
         ApiError: the server refuses, or the connection is lost time and again without any event between.
     """
-    attempt = 1
+    attempt, has_begun = 1, False
     while True:
         gone = ApiError(
             f"{name_of(call)}: the stream ends before its last event; try again later", status=0, kind="broken"
         )
         flow: Streamed[ServerEvent] = listen(call)
         answer: Any = None
+        is_away = False
         while True:
             try:
                 step = flow.send(answer)
             except StopIteration:
                 break
             except ApiError as error:
-                gone = error
+                gone, is_away = error, True
                 break
             answer = yield step
+            has_begun |= isinstance(answer, Head) and answer.status == 200
             if isinstance(step, Item):
                 event, attempt = step.value, 1
                 call = replace(call, last_event_id=event.id or call.last_event_id)
                 if event.kind == last_kind:
                     return
-        # A server that starts again is gone for a while, or says that it is ending.
-        if gone.status not in {0, *_AGAIN} or not (yield Again(attempt, None)):
+        if gone.status not in _AWAY or not (yield Again(attempt, None, is_patient=has_begun and is_away)):
             raise gone
         attempt += 1
+
+
+def poll(call: Call[T], is_over: Callable[[T], bool], every_s: float) -> Flow[T]:
+    """Ask time and again until it is over; once there was an answer, a server that starts again is waited for.
+
+    Raises:
+        ApiError: as `ask`.
+    """
+    attempt, has_begun = 1, False
+    while True:
+        try:
+            found = yield from ask(call)
+        except ApiError as error:
+            if not has_begun or error.status not in _AWAY or not (yield Again(attempt, None, is_patient=True)):
+                raise
+            attempt += 1
+            continue
+        if is_over(found):
+            return found
+        attempt, has_begun = 1, True
+        yield Pause(every_s)
 
 
 def each(flow: Streamed[T], take: Callable[[T], None]) -> Flow[None]:

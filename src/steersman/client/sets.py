@@ -7,9 +7,9 @@ from typing import Any
 from urllib.parse import quote
 
 from steersman.client.facts import Page, SetAnswer, SetInfo, SetProgress
-from steersman.client.flow import ask
+from steersman.client.flow import ask, poll
 from steersman.client.methods import Method
-from steersman.client.steps import Call, Flow, Pause
+from steersman.client.steps import Call, Flow
 from steersman.errors import ApiError
 
 _ROOT = "/v1/steerable-model"
@@ -71,8 +71,7 @@ def wait(set_id: str) -> Flow[SetInfo]:
         ApiError: kind `job_failed` where fitting failed; else as of `get`.
     """
     call = Call(method="GET", path=f"{_at(set_id)}/status", read=SetProgress.model_validate, is_harmless=True)
-    while (found := (yield from ask(call))).status in ("pending", "training"):
-        yield Pause(_POLL_S)
+    found = yield from poll(call, lambda told: told.status not in ("pending", "training"), _POLL_S)
     if found.status == "failed":
         why = found.error or "the server does not say why"
         raise ApiError(f"set {set_id} could not be fitted: {why}", status=200, kind="job_failed")

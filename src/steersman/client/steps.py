@@ -48,6 +48,8 @@ class Again(NamedTuple):
     """How many there have been, from 1."""
     wait_s: float | None
     """What the server asks for; None: as one sees fit."""
+    is_patient: bool = False
+    """Whether a server that was there is waited for until it has started again."""
 
 
 class Pause(NamedTuple):

@@ -25,6 +25,7 @@ ERRORS = (httpx2.HTTPError, httpx2.StreamError, httpx2.InvalidURL, OSError)
 TIMEOUT_S = 330.0
 """A little longer than a server lets a request take, so that the server is the one to say so."""
 RETRIES = 3
+_PATIENT_RETRIES = 24  # Some minutes: a server that starts again may first let its answers finish.
 _CONNECT_S = 10.0
 _LONGEST_WAIT_S = 60.0
 _LONGEST_BACKOFF_S = 8.0
@@ -116,11 +117,12 @@ class Target:
 
     def wait_s(self, step: Again) -> float | None:
         """How long to wait before another attempt; None: there is none."""
-        if step.attempt > self.retries or (step.wait_s or 0) > _LONGEST_WAIT_S:
+        most = max(self.retries, _PATIENT_RETRIES) if step.is_patient and self.retries else self.retries
+        if step.attempt > most or (step.wait_s or 0) > _LONGEST_WAIT_S:
             return None
         if step.wait_s is not None:  # A little later than asked, so that not all come back at once.
             return step.wait_s + random.uniform(0, 0.1 + 0.1 * step.wait_s)
-        return min(_LONGEST_BACKOFF_S, 0.5 * 2.0 ** (step.attempt - 1)) * random.uniform(0.5, 1)
+        return min(_LONGEST_BACKOFF_S, 0.5 * 2.0 ** min(step.attempt - 1, 10)) * random.uniform(0.5, 1)
 
 
 def _json(call: Call[Any]) -> bytes:

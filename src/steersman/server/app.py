@@ -18,7 +18,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from steersman.engine.engine import Engine
 from steersman.server import errors, features_api, health_api, jobs_api, openai_api, recipes_api, sets_api
-from steersman.server.auth import Gate
+from steersman.server.auth import Door, Gate
 from steersman.server.bodies import BodyLimit, most_held
 from steersman.server.context import Context
 from steersman.server.draining import Drain, Draining
@@ -135,6 +135,7 @@ def _guard_rails(settings: ServerSettings, metrics: Metrics, draining: Draining)
         *([shared] if settings.allowed_origins else []),
         Middleware(Drain, draining=draining),
         Middleware(TimeLimit, seconds=settings.request_timeout_s),
+        Middleware(Door),
         Middleware(
             BodyLimit,
             most_bytes=lambda path: uploads if path.startswith(_UPLOADS) else settings.max_body_bytes,

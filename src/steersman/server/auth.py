@@ -2,27 +2,33 @@
 
 With keys: `Authorization: Bearer ssm_…`, verified by the store, a rate for each key. Open (no keys, this machine only): everybody
 is `local` and may do everything; so that no web page can talk to the server through a visitor's browser, the Host header must
-then name this machine, and an Origin header the server itself or an origin that was allowed.
+then name this machine, and an Origin header the server itself or an origin that was allowed. All of that is looked at before a
+body is read, so that strangers cannot fill the server's memory.
 """
 
 from __future__ import annotations
 
 from functools import cache
 from typing import Annotated, Any, cast
-from urllib.parse import urlsplit
 
 import anyio.to_thread
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.security.utils import get_authorization_scheme_param
+from starlette.requests import HTTPConnection
+from starlette.types import ASGIApp, Receive, Send
+from starlette.types import Scope as AsgiScope
 
-from steersman.errors import AccessRefused
+from steersman.errors import AccessRefused, SteersmanError
 from steersman.facts import fact
 from steersman.server.context import Deps
+from steersman.server.errors import answer
 from steersman.server.limits import RateLimiter
 from steersman.server.settings import ServerSettings, is_loopback
 from steersman.store.facts import SCOPES, KeyRecord, Scope
 from steersman.store.keys import Keys
 
+_FOR_ALL = ("/healthz", "/readyz", "/openapi.json")
 _BEARER = HTTPBearer(
     auto_error=False,
     scheme_name="key",
@@ -104,10 +110,48 @@ class Gate:
         allowed = self._settings.allowed_origins
         if origin is None or origin in allowed or "*" in allowed:
             return
-        if urlsplit(origin).netloc.lower() != host.lower():
+        if origin.partition("://")[2].lower() != host.lower():
             raise AccessRefused(
                 f"pages of {origin[:100]} may not call this server; allow them with --allow-origin", is_known=True
             )
+
+
+class Door:
+    """Ask who is there before anything of a request is looked at but its head."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
+        """Let in, or refuse."""
+        is_for_all = scope["type"] != "http" or scope["method"] == "OPTIONS" or scope["path"] in _FOR_ALL
+        if not is_for_all and hasattr(scope["app"].state, "gate"):
+            try:
+                await _admitted(HTTPConnection(scope))
+            except SteersmanError as error:
+                return await answer(error, scope)(scope, receive, send)
+        return await self._app(scope, receive, send)
+
+
+async def _admitted(connection: HTTPConnection) -> Caller:
+    """Who sent a request; looked up and counted once.
+
+    Raises:
+        AccessRefused: no valid key, or a page that may not.
+        Busy: the caller's allowance is used up.
+        StorageError: the store is gone.
+    """
+    found: Caller | None = getattr(connection.state, "caller", None)
+    if found is None:
+        gate, headers = cast("Gate", connection.app.state.gate), connection.headers
+        gate.check_page(headers.get("host", ""), headers.get("origin"))
+        scheme, secret = get_authorization_scheme_param(headers.get("authorization"))
+        found = LOCAL
+        if gate.requires_keys:
+            found = await anyio.to_thread.run_sync(gate.admit, secret if scheme.lower() == "bearer" else None)
+        connection.state.caller, connection.state.key_id = found, found.key_id
+        gate.count(found)
+    return found
 
 
 @cache
@@ -115,15 +159,9 @@ def needs(scope: Scope) -> Any:
     """A dependency that gives the caller, when the key has the scope: `caller: Annotated[Caller, needs("generate")]`."""
 
     async def caller(
-        request: Request, deps: Deps, bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]
+        request: Request, _deps: Deps, _bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]
     ) -> Caller:
-        gate = cast("Gate", request.app.state.gate)
-        gate.check_page(request.headers.get("host", ""), request.headers.get("origin"))
-        found = LOCAL
-        if gate.requires_keys:
-            found = await anyio.to_thread.run_sync(gate.admit, bearer.credentials if bearer else None)
-        request.state.key_id = found.key_id
-        gate.count(found)
+        found = await _admitted(request)  # The two others: it has started, and its description names the key.
         if scope not in found.scopes:
             raise AccessRefused(
                 f"this key may {', '.join(sorted(found.scopes)) or 'do nothing'}, but this needs '{scope}'; "

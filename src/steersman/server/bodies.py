@@ -24,7 +24,7 @@ _CHANGES = ("POST", "PUT", "PATCH", "DELETE")
 _HELD_UPLOADS = 4
 _LARGE_BYTES = 1 << 16
 # JSON that holds none of these is sound when it is JSON at all: constants, huge numbers, escapes of half characters or NUL.
-_DOUBTFUL = re.compile(rb"NaN|Infinity|[eE]\+?[0-9]{3}|[0-9]{300}|\\u(?:[dD][89a-fA-F]|0000)")
+_DOUBTFUL = re.compile(rb"NaN|Infinity|[eE]\+?[0-9]{3}|[0-9]{200}|\\u(?:[dD][89a-fA-F]|0000)")
 
 
 class BodyLimit:

@@ -4,6 +4,7 @@
     Busy 429 or 503, StorageError and ModelError 503, all with Retry-After · EndpointError 502 · every other SteersmanError 400
     a body that does not fit 400, with the field that was probably meant · anything else 500, whose trace only the log has
 
+Of a disk, a database or a model only the log has the message, which says where it is.
 The names of the types are OpenAI's where it has one. Knows nothing of routes.
 """
 
@@ -34,6 +35,7 @@ from steersman.errors import (
     StorageError,
 )
 from steersman.server.fields import explain
+from steersman.server.words import is_private, told
 
 _LOG = logging.getLogger("steersman.server")
 _RETRY_S = 2.0
@@ -143,7 +145,7 @@ def as_refusal(error: Exception) -> Refusal:
         headers = {"Retry-After": _whole(error.retry_after_s)}
     if isinstance(error, StorageError | ModelError):
         headers = {"Retry-After": _whole(_RETRY_S)}
-    return Refusal(status, " ".join(str(error).split()), code=_code(type(error)), headers=headers)
+    return Refusal(status, told(error), code=_code(type(error)), headers=headers)
 
 
 def body_of(error: Exception, request_id: str) -> dict[str, Any]:
@@ -161,11 +163,19 @@ def body_of(error: Exception, request_id: str) -> dict[str, Any]:
 
 
 def answer(error: Exception, scope: Scope) -> JSONResponse:
-    """The response of an error; what nobody raised on purpose goes to the log with its trace."""
+    """The response of an error."""
     refusal = as_refusal(error)
-    if not isinstance(error, SteersmanError | Refusal):
-        _LOG.error("internal error", exc_info=error, extra={"request_id": request_id(scope)})
+    log(error, scope)
     return JSONResponse(body_of(refusal, request_id(scope)), refusal.status, headers=refusal.headers)
+
+
+def log(error: Exception, scope: Scope) -> None:
+    """Note what the caller is not told: where something is that failed, the trace of what nobody raised on purpose."""
+    extra = {"request_id": request_id(scope)}
+    if is_private(error):
+        _LOG.warning("%s", error, extra=extra)
+    elif not isinstance(error, SteersmanError | Refusal):
+        _LOG.error("internal error", exc_info=error, extra=extra)
 
 
 def request_id(scope: Scope) -> str:

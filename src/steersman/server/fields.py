@@ -69,7 +69,8 @@ def _one(place: _Place, error: Mapping[str, Any]) -> str:
     if not place.path and kind not in ("value_error", "assertion_error"):
         return "the body must be a JSON object"
     if kind in _UNKNOWN:
-        return f"unknown field '{place.path}'{door}" + did_you_mean(place.last, place.siblings)
+        is_a_word = len(place.last) <= _SHOWN_CHARACTERS  # Comparing megabytes with names takes seconds.
+        return f"unknown field '{place.path}'{door}" + (did_you_mean(place.last, place.siblings) if is_a_word else "")
     if kind in ("missing", "missing_argument"):
         return f"field '{place.path}'{door} is missing"
     message = str(error["msg"]).removeprefix("Value error, ").rstrip(".")

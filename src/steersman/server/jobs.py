@@ -22,6 +22,7 @@ from steersman.errors import Conflict, NotFound, SteersmanError, StorageError
 from steersman.models.asking import Ask
 from steersman.server.job_kinds.desk import Desk, Done, Kind, Stopped
 from steersman.server.job_kinds.held import Held
+from steersman.server.words import told
 from steersman.store.facts import ENDED, JobRecord
 from steersman.store.store import Store
 
@@ -32,6 +33,7 @@ LEASE_S = 30.0
 MOST_ATTEMPTS = 3
 """A job that stopped so often while running is failed: it may be what brings the server down."""
 _POLL_S = 0.5
+_SWEEP_S = 3600.0
 _STORAGE_PAUSE_S = 1.0
 _STORAGE_PATIENCE_S = 300.0
 _log = logging.getLogger(__name__)
@@ -65,6 +67,7 @@ class JobRunner:
         self._stopping, self._news, self._over = threading.Event(), threading.Event(), threading.Event()
         self._lock = threading.Lock()
         self._held: dict[str, Held] = {}
+        """By worker: a job whose lease ran out may be with two of them for a moment."""
         name = f"{socket.gethostname()[:40]}:{os.getpid()}:{secrets.token_hex(4)}"
         self._workers = [
             threading.Thread(target=self._work, args=(f"{name}:{n}",), name=f"job-worker-{n}", daemon=True)
@@ -111,8 +114,8 @@ class JobRunner:
     def drop(self, job_id: str) -> None:
         """A job was cancelled or deleted: if it runs here, stop it at its next word, not only at the next beat."""
         with self._lock:
-            held = self._held.get(job_id)
-        if held is not None:
+            there = [held for held in self._held.values() if held.job.id == job_id]
+        for held in there:
             held.is_lost = True
             held.stop.set()
 
@@ -120,8 +123,11 @@ class JobRunner:
         """Ask running jobs to stop and give them back to the store, where the next process finds them at once.
 
         Args:
-            grace_s: how long to wait for them; those that are still at it then are given back all the same.
+            grace_s: how long to wait for them; those that are still at it then are given back all the same. Stopped again, it
+                does not wait again.
         """
+        if self._over.is_set():
+            return
         self._stopping.set()
         self._news.set()
         with self._lock:
@@ -164,16 +170,17 @@ class JobRunner:
     def _run(self, job: JobRecord, worker: str) -> None:
         held = Held(job, worker, self._store, self._stopping)
         with self._lock:
-            self._held[job.id] = held
+            self._held[worker] = held
         _log.info("job %s (%s) begins, attempt %d", job.id, job.kind, job.attempts)
         try:
-            self._worked_on(held)
+            try:
+                self._worked_on(held)
+            finally:
+                with self._lock:
+                    del self._held[worker]
+            self._clear(job)
         except Exception:  # noqa: BLE001 - the store failed in a way that it does not own up to; the lease runs out.
             _log.exception("job %s could not be ended", job.id)
-        finally:
-            with self._lock:
-                del self._held[job.id]
-            self._clear(job)
 
     def _worked_on(self, held: Held) -> None:
         job, jobs = held.job, self._store.jobs
@@ -186,9 +193,8 @@ class JobRunner:
             if not held.is_lost:
                 self._give_back(held)
         except SteersmanError as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            _log.info("job %s failed: %s", job.id, reason)
-            self._end(held, lambda: jobs.fail(job.id, held.worker, reason))
+            _log.info("job %s failed: %s", job.id, error)
+            self._end(held, lambda: jobs.fail(job.id, held.worker, told(error)))
         except Exception:  # noqa: BLE001 - the job's reason tells no more than that
             _log.exception("job %s met an internal error", job.id)
             self._end(held, lambda: jobs.fail(job.id, held.worker, f"internal error (the log has it under {job.id})"))
@@ -205,8 +211,8 @@ class JobRunner:
         try:
             self._end(held, finish)
         except SteersmanError as error:  # What was made cannot be kept, whoever asks: a name that was taken meanwhile.
-            reason = " ".join(str(error).split())
-            self._end(held, lambda: jobs.fail(job.id, held.worker, reason))
+            _log.info("job %s cannot be kept: %s", job.id, error)
+            self._end(held, lambda: jobs.fail(job.id, held.worker, told(error)))
         else:
             _log.info("job %s is done", job.id)
 
@@ -242,12 +248,10 @@ class JobRunner:
             _log.warning("job %s stays leased for a while: %s", held.job.id, error)
 
     def _tidy(self) -> None:
-        """Remove folders of jobs that ended while no worker held them. Listed first: a folder is younger than its job."""
-        folders = list((self._store.folder / "jobs").glob("job_*"))
-        going_on = self._store.jobs.not_ended()
-        for folder in folders:
-            if folder.name not in going_on:
-                shutil.rmtree(folder, ignore_errors=True)
+        """Remove folders of jobs that ended while no worker held them; others may be of another database beside this one."""
+        folders = {folder.name: folder for folder in (self._store.folder / "jobs").glob("job_*")}
+        for job_id in self._store.jobs.ended(folders):
+            shutil.rmtree(folders[job_id], ignore_errors=True)
 
     def _folder(self, job: JobRecord) -> Path:
         return self._store.folder / "jobs" / job.id
@@ -266,6 +270,7 @@ class JobRunner:
     # --- leases
 
     def _beat(self) -> None:
+        sweep_at = time.monotonic() + _SWEEP_S
         while not self._over.wait(self._lease_s / 3):
             with self._lock:
                 there = list(self._held.values())
@@ -276,6 +281,9 @@ class JobRunner:
                         held.stop.set()
                 if self._store.jobs.recover(MOST_ATTEMPTS):
                     self.wake()
+                if time.monotonic() > sweep_at:  # What was deleted must not fill the disk until the next start.
+                    sweep_at = time.monotonic() + _SWEEP_S
+                    self._store.sweep()
             except SteersmanError as error:
                 _log.warning("leases could not be renewed: %s", error)
             except Exception:  # noqa: BLE001 - without this thread every lease runs out.

@@ -36,7 +36,7 @@ from steersman.server.jobs_bodies import (
     JobView,
 )
 from steersman.steering.pairs import distinct, load_named
-from steersman.steering.personas import persona_pairs
+from steersman.steering.personas import enough_openings, persona_pairs
 from steersman.store.facts import ENDED, JobEvent, JobRecord, JobState
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses={**ERRORS})
@@ -173,7 +173,7 @@ def _check_fit(body: FitBody, deps: Context) -> None:
         distinct(pairs_of(body.pairs))
     if body.personas is not None:
         said = body.personas
-        persona_pairs(said.positive_examples, said.negative_examples, said.prompts, most=2)
+        persona_pairs(said.positive_examples, said.negative_examples, enough_openings(said.prompts), most=2)
 
 
 def _check_autosteer(body: AutosteerBody, ask: Ask | None) -> None:

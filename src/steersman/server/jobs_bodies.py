@@ -9,9 +9,7 @@ from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Discriminator,
     Field,
     JsonValue,
@@ -19,6 +17,7 @@ from pydantic import (
     ValidationError,
 )
 
+from steersman.server.closed import Closed
 from steersman.store.facts import JobEvent, JobRecord, JobState
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
@@ -29,12 +28,6 @@ Words = Annotated[str, Field(min_length=1, max_length=500)]
 Layers = Annotated[list[Annotated[int, Field(ge=0, le=1000)]], Field(min_length=1, max_length=64)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 KIND_NAMES = ("fit", "autosteer", "evaluate")
-
-
-class Closed(BaseModel):
-    """A body whose unknown fields are refused."""
-
-    model_config = ConfigDict(extra="forbid")
 
 
 class PairBody(Closed):

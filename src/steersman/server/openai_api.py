@@ -106,7 +106,8 @@ async def _answer(caller: Caller, deps: Context, body: openai_bodies.Body, defau
         results = await feed.results()
         for result in results:
             deps.metrics.tokens(result.prompt_tokens, len(result.token_ids))
-        return JSONResponse(whole(asked, results))
+        # Not here: with log-probabilities it is many megabytes.
+        return await anyio.to_thread.run_sync(lambda: JSONResponse(whole(asked, results)))
     try:
         first = await anext(feed)  # So that what is wrong until then is answered as an error, not in a stream.
         return EventStream(feed, first, ChunkLines(asked), deps.metrics, began)

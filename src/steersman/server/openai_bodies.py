@@ -10,11 +10,12 @@ import secrets
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
 from steersman.engine.guard import Guard
 from steersman.engine.request import Request, Sampling
 from steersman.models.language_model import Message, Prompt
+from steersman.server.closed import Closed
 from steersman.server.steering import Chosen, SteeringBody
 
 MOST_CHOICES = 16
@@ -42,9 +43,9 @@ _Stop = Annotated[str, Field(min_length=1, max_length=256)]
 _Text = Annotated[str, Field(min_length=1)]
 
 
-class _Closed(BaseModel):
+class _Closed(Closed):
     # Strict: the text "1" is no number, and 1 no truth value.
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(strict=True)
 
 
 class StreamOptions(_Closed):

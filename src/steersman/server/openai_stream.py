@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -17,20 +16,20 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from steersman.engine.request import Chunk, Result
-from steersman.errors import SteersmanError
-from steersman.server.errors import Refusal, body_of, request_id
+from steersman.server.errors import body_of, log, request_id
 from steersman.server.metrics import Metrics
 from steersman.server.openai_answers import Asked, ending, finish_reason, steering_told, usage
 from steersman.server.openai_bodies import ChatBody
 from steersman.server.pump import Feed, Piece
 
-_LOG = logging.getLogger("steersman.server")
 _HEADERS = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
 )
 _END = b"data: [DONE]\n\n"
+_AT_ONCE = 64
+"""Pieces that are put into words before others have their turn on the event loop."""
 
 
 class ChunkLines:
@@ -142,7 +141,10 @@ class EventStream(Response):
             self._metrics.first_token(time.perf_counter() - self._began)
             pieces: Sequence[Piece] | None = self._first
             while pieces is not None:
-                await _write(send, self._lines.pieces(pieces))
+                for start in range(0, len(pieces), _AT_ONCE):  # A reader that was slow gets much at once.
+                    await _write(send, self._lines.pieces(pieces[start : start + _AT_ONCE]))
+                    if len(pieces) > _AT_ONCE:
+                        await asyncio.sleep(0)
                 try:
                     pieces = await anext(self._feed, None)
                 except Exception as error:  # noqa: BLE001 - told to the caller; the log has what nobody meant to happen
@@ -169,8 +171,7 @@ async def _write(send: Send, body: bytes, *, more: bool = True) -> None:
 
 def _error(error: Exception, scope: Scope) -> bytes:
     """The event that tells of an error after the answer has begun."""
-    if not isinstance(error, SteersmanError | Refusal):
-        _LOG.error("internal error", exc_info=error, extra={"request_id": request_id(scope)})
+    log(error, scope)
     return f"data: {_json(body_of(error, request_id(scope)))}\n\n".encode()
 
 

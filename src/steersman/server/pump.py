@@ -15,7 +15,7 @@ from typing import Self
 
 from steersman.engine.engine import Engine, Ticket
 from steersman.engine.request import Chunk, Request, Result
-from steersman.errors import Busy, SteersmanError
+from steersman.errors import Busy, RequestError, SteersmanError
 
 _LOOK_S = 0.02
 _RETRY_S = 2.0
@@ -219,8 +219,10 @@ class Pump:
     def _check_room(self, count: int) -> None:
         if self._refuses:
             raise _stopping()
-        room = self._max_running + self._max_queue - len(self._live) - len(self._queue)
-        if count > room:
+        most = self._max_running + self._max_queue
+        if count > most:
+            raise RequestError(f"{count} answers at once are more than this server ever takes ({most}); ask for fewer")
+        if count > most - len(self._live) - len(self._queue):
             raise Busy(
                 f"{len(self._live)} requests are running and {len(self._queue)} wait; ask again in a moment",
                 retry_after_s=_RETRY_S,

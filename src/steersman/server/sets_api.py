@@ -35,7 +35,7 @@ from steersman.server.sets_bodies import (
     SteeredCompletionBody,
 )
 from steersman.server.steering import SteeringBody
-from steersman.steering.personas import persona_pairs
+from steersman.steering.personas import enough_openings, persona_pairs
 from steersman.store.facts import SetRecord
 from steersman.version import __version__
 
@@ -68,8 +68,9 @@ def create_set(caller: _Trainer, deps: Deps, body: SetBody) -> SetAnswer:
     for layer in body.layers or ():
         if layer >= model.n_layers:
             raise RequestError(f"there is no layer {layer}; {model.name} has layers 0 to {model.n_layers - 1}")
+    openings = enough_openings(body.prompt_list)
     for dimension in body.control_dimensions.values():  # What can be seen to be wrong is said now, not by a failed job.
-        persona_pairs(dimension.positive_examples, dimension.negative_examples, body.prompt_list, most=2)
+        persona_pairs(dimension.positive_examples, dimension.negative_examples, openings, most=2)
     whole = body.model_dump(mode="json")
     made = deps.store.sets.create(
         caller.owner,
@@ -160,6 +161,7 @@ async def complete(deps: Context, caller: Caller, body: SteeredCompletionBody) -
     prompt: Prompt = chat(body.prompt) if deps.engine.model.is_chat else body.prompt
     request = Request(prompt=prompt, recipe=chosen.recipe, strength=chosen.strength, sampling=sampling)
     result = await deps.pump.generate(request)
+    deps.metrics.tokens(result.prompt_tokens, len(result.token_ids))
     # Without an offset, as this API has always said it.
     now = datetime.now(UTC).replace(tzinfo=None).isoformat()
     return SteeredCompletion(model_id=record.id, created=now, model=record.id, content=result.text.strip())

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from steersman.server.closed import Closed
 from steersman.store.facts import JobState, SetRecord
 
 Status = Literal["pending", "training", "ready", "failed"]
@@ -25,12 +26,6 @@ Opening = Annotated[str, Field(max_length=2000)]
 Multiplier = Annotated[float, Field(ge=-MOST_MULTIPLIER, le=MOST_MULTIPLIER)]
 
 
-class Closed(BaseModel):
-    """A body whose unknown fields are refused."""
-
-    model_config = ConfigDict(extra="forbid")
-
-
 class Dimension(Closed):
     """A trait by examples of people who have it and who have not."""
 
@@ -46,7 +41,9 @@ class SetBody(Closed):
         min_length=1, max_length=32
     )
     prompt_list: list[Opening] | None = Field(
-        default=None, max_length=512, description="Words that both personas go on with; by default general ones."
+        default=None,
+        max_length=512,
+        description="Words that both personas go on with; by default general ones, which are added to fewer than 12.",
     )
     method: Literal["lat", "caa"] = Field(default="lat", description="How vectors are fitted.")
     layers: list[Annotated[int, Field(ge=0, le=1000)]] | None = Field(

@@ -70,6 +70,10 @@ class ServerSettings:
         for name in ("request_timeout_s", "rate_per_minute"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise SteersmanError(f"{name} must be a finite number above 0, not {getattr(self, name)}")
+        for origin in self.allowed_origins:
+            parts = urlsplit(origin)
+            if origin != "*" and (not parts.netloc or origin != f"{parts.scheme}://{parts.netloc}"):
+                raise SteersmanError(f"an origin is a scheme and a host, such as https://example.org, not {origin!r}")
         if not (math.isfinite(self.grace_s) and self.grace_s >= 0):
             raise SteersmanError(f"grace_s must be 0 or a finite number above it, not {self.grace_s}")
         if self.job_workers < 0:

@@ -14,15 +14,17 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
+from pydantic import ConfigDict, Field, JsonValue, field_validator
 
 from steersman.engine.guard import Mode
 from steersman.errors import NotFound, RecipeError, RequestError, did_you_mean
 from steersman.facts import fact
 from steersman.models.language_model import ModelRef
 from steersman.models.load import default_asset
-from steersman.server.recipe_wire import untrusted_recipe
+from steersman.server.closed import Closed
+from steersman.server.recipe_wire import MOST_CONDITIONS, untrusted_recipe
 from steersman.server.routing import Router
+from steersman.steering.condition import leaves
 from steersman.steering.recipe import Recipe, combine
 from steersman.steering.recipe_file import FORMAT
 from steersman.steering.traits import names as trait_names
@@ -30,15 +32,17 @@ from steersman.store.store import Store
 
 MOST_FACTOR = 10.0
 """Beyond 2 texts break on most models; beyond this nothing is left to be seen."""
+MOST_EDITS = 2048
+"""Of all that a request names together: as many as a large set has. Every token of every row pays for them."""
 _MOST_NAMES = 1000
 _Name = Annotated[str, Field(min_length=1, max_length=200)]
 _Factor = Annotated[float, Field(ge=-MOST_FACTOR, le=MOST_FACTOR, allow_inf_nan=False)]
 
 
-class SteeringBody(BaseModel):
+class SteeringBody(Closed):
     """How a request is steered; what is named adds up."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(strict=True)
 
     recipe: _Name | None = Field(
         default=None, description="Id or name of one of your recipes, or name of a trait that ships."
@@ -157,7 +161,7 @@ class Steering:
             NotFound: a model, recipe, trait or set that is not there.
             Conflict: a set that is not ready.
             RequestError: what is named makes no sense together.
-            RecipeError, RecipeMismatch: parts that do not go together.
+            RecipeError, RecipeMismatch: parts that do not go together, or are too much together.
             StorageError: the store is gone.
         """
         asked = body or SteeringBody()
@@ -173,6 +177,7 @@ class Steering:
             parts += self._routed(owner, self._router, prompt, told)
         if not told and asked.strength != 1.0 and self._router is None:
             raise RequestError("steering: 'strength' is a factor on what else is named there; name a recipe or a trait")
+        _check_size(parts)
         return self._with_default(parts, asked, told)
 
     def _parsed(self, owner: str, model: str, set_id: str | None) -> tuple[str | None, str | None]:
@@ -284,6 +289,22 @@ def _model(name: str, kind: str, owner: str = "steersman", created: datetime | N
 def _scaled(parts: Iterable[tuple[Recipe, float]]) -> list[Recipe]:
     """Each times its factor; one that counts 0 is left out."""
     return [recipe if factor == 1.0 else recipe * factor for recipe, factor in parts if factor != 0.0]
+
+
+def _check_size(parts: Iterable[Recipe]) -> None:
+    """Refuse what would hold up everybody's answers, though each part of it was small enough to be kept.
+
+    Raises:
+        RecipeError: too many edits or conditions.
+    """
+    parts = list(parts)
+    n_edits = sum(len(part.edits) for part in parts)
+    n_conditions = sum(max(1, len(leaves(condition))) for part in parts for condition in part.conditions)
+    if n_edits > MOST_EDITS or n_conditions > MOST_CONDITIONS:
+        raise RecipeError(
+            f"steering: {n_edits} edits with {n_conditions} conditions together; {MOST_EDITS} with {MOST_CONDITIONS} are the "
+            "most, so name fewer recipes"
+        )
 
 
 def _inline(edits: Iterable[Mapping[str, Any]] = (), abort: Mapping[str, Any] | None = None) -> Recipe:

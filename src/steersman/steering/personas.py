@@ -27,6 +27,8 @@ LENGTH = 0.25
 on the bundled model (docs/log.md)."""
 MOST_PAIRS = 256
 """Pairs that a trait is fitted from; of more, evenly spaced ones are taken."""
+FEW_OPENINGS = 12
+"""Fewer openings than these say more of themselves than of the trait: fitted on three, "gloomy" was about command lines."""
 _LOWEST, _HIGHEST = 0.25, 0.6
 _MOST_LAYERS = 12
 _SENTENCE_ENDS = (".", "!", "?", "…", '"', "”")
@@ -38,6 +40,18 @@ def default_openings() -> tuple[str, ...]:
     """The openings that ship: the first words of answers, which say nothing of a persona yet."""
     text = (resources.files("steersman") / "data" / "prompts" / "persona_openings.txt").read_text(encoding="utf-8")
     return tuple(line.strip() for line in text.splitlines() if line.strip())
+
+
+def enough_openings(given: Sequence[str] | None) -> tuple[str, ...]:
+    """The openings that were given, and behind them those that ship, where they are fewer than `FEW_OPENINGS`.
+
+    Args:
+        given: None: those that ship. Where all of them are empty, there are none, which `persona_pairs` refuses.
+    """
+    if given is None:
+        return default_openings()
+    begun = tuple(dict.fromkeys(text.strip() for text in given if text.strip()))
+    return begun if not 0 < len(begun) < FEW_OPENINGS else tuple(dict.fromkeys(begun + default_openings()))
 
 
 def persona_pairs(

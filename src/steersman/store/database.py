@@ -7,7 +7,6 @@ at READ COMMITTED. A database that went away and came back just works: connectio
 from __future__ import annotations
 
 import contextlib
-import errno
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
 from steersman.errors import DataError, StorageError
-from steersman.files import storage_errors
+from steersman.files import make_folder, storage_errors
 from steersman.store.migrations.upgrade import upgrade
 
 BUSY_S = 30.0
@@ -165,11 +164,8 @@ def _parsed(url: str) -> URL:
 
 def _sqlite_engine(path: Path) -> Engine:
     with storage_errors(path):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch()
-        except FileNotFoundError as error:  # A file system without real folders, such as /proc.
-            raise PermissionError(errno.EACCES, "Permission denied", str(path)) from error
+        make_folder(path.parent)
+        path.touch()
 
     def connect() -> sqlite3.Connection:
         if not path.exists():  # SQLite would make an empty one.
@@ -268,7 +264,7 @@ def _explained(error: Exception, place: str) -> DataError | StorageError:
 
 
 _MEANINGS = (
-    ("full", "has no space left; free some space"),
+    ("disk is full", "has no space left; free some space"),
     ("no space", "has no space left; free some space"),
     ("locked", f"was busy for {BUSY_S:.0f} seconds with another writer; try again"),
     ("readonly", "is read-only; choose a folder you may write to"),

@@ -11,7 +11,7 @@ on the time to within a lease.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -124,14 +124,15 @@ class Jobs:
                 for row in session.scalars(select(EventRow).where(wanted).order_by(EventRow.number).limit(limit))
             ]
 
-    def not_ended(self) -> frozenset[str]:
-        """Ids of all jobs, of all owners, that may still go on.
+    def ended(self, job_ids: Iterable[str]) -> frozenset[str]:
+        """Those of these jobs, of all owners, that have ended; ids of no job are left out.
 
         Raises:
             StorageError: the database does not answer.
         """
         with self._database.reading() as session:
-            return frozenset(session.scalars(select(JobRow.id).where(JobRow.state.not_in(ENDED))))
+            ended = frozenset(session.scalars(select(JobRow.id).where(JobRow.state.in_(ENDED))))
+        return ended & frozenset(job_ids)
 
     def counts(self) -> dict[str, int]:
         """How many jobs of all owners are in each state; a state that none is in is left out.

@@ -11,7 +11,7 @@ from typing import Self
 from sqlalchemy import select, union
 
 from steersman.errors import StorageError
-from steersman.files import storage_errors
+from steersman.files import make_folder
 from steersman.store.blobs import Blobs
 from steersman.store.checks import utc_now
 from steersman.store.database import Database
@@ -57,8 +57,7 @@ class Store:
             StorageError: the folder cannot be made, or the database cannot be reached, read or written, or a newer
                 steersman has written it.
         """
-        with storage_errors(folder):  # Said now, and not when the first recipe is kept.
-            folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)  # Said now, and not when the first recipe is kept.
         database = Database.open(url, folder)
         try:
             return cls(database, folder, clock)

@@ -65,9 +65,7 @@ def endpoint_for(asked: AutosteerBody, ask: Ask | None) -> Ask | None:
     if not (asked.judge == "llm" or asked.expand or "textgrad" in asked.optimiser):
         return None
     if ask is None:
-        raise Conflict(
-            "this server has no language model to ask; leave out what needs one (llm, textgrad, expand)"
-        )
+        raise Conflict("this server has no language model to ask; leave out what needs one (llm, textgrad, expand)")
     return ask
 
 

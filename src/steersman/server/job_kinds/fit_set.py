@@ -10,7 +10,7 @@ from steersman.errors import Conflict, RecipeError
 from steersman.facts import fact
 from steersman.models.language_model import LanguageModel
 from steersman.server.job_kinds.desk import Desk, Done
-from steersman.steering.personas import fit_trait, persona_pairs
+from steersman.steering.personas import enough_openings, fit_trait, persona_pairs
 from steersman.steering.recipe import Recipe
 from steersman.steering.recipe_file import load_recipe, save_recipe
 from steersman.store.facts import JobRecord
@@ -63,7 +63,8 @@ def _fitted(asked: SetRequest, trait: str, desk: Desk, kept: Path) -> Recipe:
     if found is not None:
         return found
     sides = asked.dimensions[trait]
-    pairs = persona_pairs(sides["positive_examples"], sides["negative_examples"], asked.prompts, chat=model.is_chat)
+    openings = enough_openings(asked.prompts)
+    pairs = persona_pairs(sides["positive_examples"], sides["negative_examples"], openings, chat=model.is_chat)
     made = fit_trait(model, pairs, profile=desk.engine.profile, name=trait, method=asked.method, layers=asked.layers)
     save_recipe(made, kept)
     return made

@@ -14,7 +14,7 @@ from steersman.server.job_kinds.desk import Desk, Done
 from steersman.server.jobs_bodies import FitBody, PairBody
 from steersman.steering.methods import METHODS
 from steersman.steering.pairs import Pair, load_named
-from steersman.steering.personas import fit_trait, persona_pairs
+from steersman.steering.personas import enough_openings, fit_trait, persona_pairs
 from steersman.steering.recipe import Recipe
 from steersman.store.facts import JobRecord
 
@@ -66,7 +66,8 @@ def _fitted(asked: FitBody, desk: Desk) -> Recipe:
         )
     if asked.personas is not None:
         said = asked.personas
-        pairs = persona_pairs(said.positive_examples, said.negative_examples, said.prompts, chat=model.is_chat)
+        openings = enough_openings(said.prompts)
+        pairs = persona_pairs(said.positive_examples, said.negative_examples, openings, chat=model.is_chat)
         method = asked.method or "lat"
         return fit_trait(model, pairs, profile=profile, name=asked.name, method=method, layers=asked.layers)
     pairs = load_named(asked.contrast_set) if asked.contrast_set is not None else pairs_of(asked.pairs or [])
