@@ -534,9 +534,12 @@ def test_a_steering_that_breaks_the_model_is_the_callers_mistake(client: TestCli
 
 
 def test_a_full_queue_is_503_with_retry_after(tiny: LanguageModel, store: Store) -> None:
-    with asking(app_over(tiny, store, max_queue=1)) as client:
-        fields = {"n": 16, "compare": True}  # 32 rows; the engine has 16 slots, and one may wait.
-        response = client.post(CHAT, json=body_of(**fields))
+    app = app_over(tiny, store, max_queue=16)
+    with asking(app) as client:
+        pump = app.state.context.pump
+        pump._live = [None]  # Somebody's; with these 32 there is one too many for 16 slots and 16 that may wait.
+        response = client.post(CHAT, json=body_of(n=16, compare=True))
+        pump._live = []
         error = error_of(response, 503)
         assert int(response.headers["retry-after"]) >= 1
         assert error["code"] == "busy"

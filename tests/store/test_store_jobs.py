@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.store.rooms import Clock, Room, at_once, small_recipe
 
-from steersman.errors import Conflict, DataError, NotFound, SteersmanError, StorageError
+from steersman.errors import Busy, Conflict, DataError, NotFound, SteersmanError, StorageError
+from steersman.store import job_rows
 from steersman.store.facts import ENDED, JobRecord
 from steersman.store.store import Store
 
@@ -73,6 +74,20 @@ def test_jobs_of_all_owners_are_counted_by_state(store: Store) -> None:
         store.jobs.create(owner, "fit", {})
     assert store.jobs.claim("w", 10.0) is not None
     assert store.jobs.counts() == {"pending": 2, "running": 1}
+
+
+def test_nobody_fills_the_queue_for_all_others(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job_rows, "MOST_OPEN_JOBS", 2)
+    first = store.jobs.create("ada", "fit", {})
+    store.jobs.create("ada", "fit", {})
+    with pytest.raises(Busy, match="2 of your jobs") as caught:
+        store.jobs.create("ada", "fit", {})
+    assert caught.value.is_callers
+    with pytest.raises(Busy):
+        store.sets.create("ada", "s", model="m", method="lat", dimensions={}, prompts=None, request={})
+    store.jobs.create("bo", "fit", {})
+    store.jobs.cancel("ada", first.id)
+    store.jobs.create("ada", "fit", {})
 
 
 def test_a_beat_keeps_the_job_and_silence_loses_it(store: Store, clock: Clock) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self, cast
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import ConfigDict, Field, StringConstraints, model_validator
 
 from steersman.models.language_model import Message, Prompt
+from steersman.server.closed import Closed
 
 MOST_TEXTS = 256
 """In each list of a contrast."""
@@ -14,7 +15,7 @@ MOST_CHARACTERS = 100_000
 """In all texts of a request together."""
 
 _Text = Annotated[str, StringConstraints(min_length=1, max_length=20_000)]
-_STRICT = ConfigDict(extra="forbid", strict=True)  # The text "1" is no number here.
+_STRICT = ConfigDict(strict=True)  # The text "1" is no number here.
 
 
 def one_of(*names: str) -> dict[str, Any]:
@@ -23,7 +24,7 @@ def one_of(*names: str) -> dict[str, Any]:
     return {"oneOf": [{"required": [name], "properties": {name: given}} for name in names]}
 
 
-class MessageBody(BaseModel):
+class MessageBody(Closed):
     """One turn of a chat."""
 
     model_config = _STRICT
@@ -36,7 +37,7 @@ _Chat = Annotated[list[MessageBody], Field(min_length=1, max_length=64)]
 _Texts = Annotated[list[_Text | _Chat], Field(min_length=2, max_length=MOST_TEXTS)]
 
 
-class ContrastBody(BaseModel):
+class ContrastBody(Closed):
     """Two lists of texts or chats to tell apart; twenty or more of each are best."""
 
     model_config = _STRICT
@@ -54,10 +55,10 @@ class ContrastBody(BaseModel):
         return self
 
 
-class InspectBody(BaseModel):
+class InspectBody(Closed):
     """A text or a chat whose features are asked for."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra=one_of("text", "messages"))
+    model_config = ConfigDict(strict=True, json_schema_extra=one_of("text", "messages"))
 
     text: _Text | None = None
     messages: _Chat | None = None

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, model_validator
 
+from steersman.server.closed import Closed
 from steersman.server.features_bodies import one_of
 from steersman.steering.recipe import Recipe
 from steersman.store.facts import RecipeRecord
@@ -26,10 +27,10 @@ _Weight = Annotated[float, Field(ge=-1000, le=1000, allow_inf_nan=False)]
 _Factor = Annotated[float, Field(ge=-10, le=10, allow_inf_nan=False)]
 
 
-class RecipeBody(BaseModel):
+class RecipeBody(Closed):
     """A recipe to keep, from exactly one of: its facts (`recipe`), SAE features (`features`), other recipes (`parts`)."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra=one_of("recipe", "features", "parts"))
+    model_config = ConfigDict(strict=True, json_schema_extra=one_of("recipe", "features", "parts"))
 
     recipe: dict[str, Any] | None = Field(
         default=None,
@@ -74,10 +75,10 @@ class RecipeBody(BaseModel):
         return self
 
 
-class TagsBody(BaseModel):
+class TagsBody(Closed):
     """The tags that a recipe shall have, instead of those it has."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(strict=True)
 
     tags: _Tags
 

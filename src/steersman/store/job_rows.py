@@ -8,13 +8,17 @@ from datetime import datetime
 from typing import Any
 
 from pydantic import JsonValue
-from sqlalchemy import ColumnElement, select, update
+from sqlalchemy import ColumnElement, func, select, update
 from sqlalchemy.orm import Session
 
-from steersman.errors import NotFound
+from steersman.errors import Busy, NotFound
 from steersman.store.checks import check_owner, check_text, from_document, is_keepable, to_document
-from steersman.store.facts import JobEvent, JobRecord, JobState
+from steersman.store.facts import ENDED, JobEvent, JobRecord, JobState
 from steersman.store.tables import EventRow, JobRow
+
+MOST_OPEN_JOBS = 100
+"""Jobs of one owner that may wait or run; no caller shall fill the queue for all others."""
+_ROOM_S = 30.0
 
 
 def new_job(owner: str, kind: str, request: dict[str, JsonValue], now: datetime) -> JobRow:
@@ -33,6 +37,24 @@ def new_job(owner: str, kind: str, request: dict[str, JsonValue], now: datetime)
         created_at=now,
         n_events=0,
     )
+
+
+def add_job(session: Session, row: JobRow) -> None:
+    """Put a new job into the queue, where its owner has room there.
+
+    Raises:
+        Busy: too many of the owner's jobs have not ended.
+    """
+    open_ = select(func.count()).where(JobRow.owner == row.owner, JobRow.state.not_in(ENDED))
+    count = session.scalar(open_) or 0
+    if count >= MOST_OPEN_JOBS:
+        raise Busy(
+            f"{count} of your jobs have not ended; wait for one of them, or cancel it",
+            retry_after_s=_ROOM_S,
+            is_callers=True,
+        )
+    session.add(row)
+    session.flush()
 
 
 def end_job(row: JobRow, state: JobState, now: datetime) -> None:

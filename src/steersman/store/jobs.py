@@ -26,7 +26,7 @@ from steersman.store.blobs import Blobs
 from steersman.store.checks import check_text, is_keepable, lease_end, one_line, page, to_document
 from steersman.store.database import Database, lock_names
 from steersman.store.facts import ENDED, JobEvent, JobRecord, JobState
-from steersman.store.job_rows import changed, end_job, find_job, held, job_event, job_record, new_job, no_job
+from steersman.store.job_rows import add_job, changed, end_job, find_job, held, job_event, job_record, new_job, no_job
 from steersman.store.packing import Packed, pack
 from steersman.store.recipes import free_name, insert_recipe
 from steersman.store.tables import EventRow, JobRow, SetRow, SetVectorRow
@@ -53,12 +53,12 @@ class Jobs:
 
         Raises:
             DataError: a kind, owner or request that cannot be kept.
+            Busy: too many of the owner's jobs have not ended.
             StorageError: the database refused.
         """
         row = new_job(owner, kind, dict(request), self._clock())
         with self._database.writing() as session:
-            session.add(row)
-            session.flush()
+            add_job(session, row)
             return job_record(row)
 
     def get(self, owner: str, job_id: str) -> JobRecord:

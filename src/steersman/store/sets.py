@@ -18,7 +18,7 @@ from steersman.store.blobs import Blobs
 from steersman.store.checks import check_text, from_document, is_keepable, page, slug, to_document
 from steersman.store.database import Database
 from steersman.store.facts import ENDED, SetRecord
-from steersman.store.job_rows import end_job, new_job
+from steersman.store.job_rows import add_job, end_job, new_job
 from steersman.store.packing import unpack
 from steersman.store.tables import JobRow, SetRow, SetVectorRow
 
@@ -78,8 +78,7 @@ class Sets:
             row = SetRow(id=set_id, created_at=now, job_id=job.id, **kept)
             try:
                 with self._database.writing() as session:
-                    session.add(job)
-                    session.flush()
+                    add_job(session, job)
                     session.add(row)
                     session.flush()
                     return _record(row, job)
