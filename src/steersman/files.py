@@ -109,7 +109,7 @@ def replacing(path: Path) -> Iterator[Path]:
     aside = path.with_name(f".{path.name[:50]}.{secrets.token_hex(4)}.part")
     try:
         with storage_errors(path):
-            make_folder(path.parent)
+            make_folder(path.parent, for_file=path)
             aside.touch()
             yield aside
             aside.replace(path)
@@ -118,13 +118,17 @@ def replacing(path: Path) -> Iterator[Path]:
             aside.unlink(missing_ok=True)
 
 
-def make_folder(path: Path) -> None:
+def make_folder(path: Path, *, for_file: Path | None = None) -> None:
     """Make a folder, with those above it, where it is not there.
+
+    Args:
+        path: the folder.
+        for_file: what will be written into it; an error names that instead.
 
     Raises:
         StorageError: it cannot be made.
     """
-    with storage_errors(path):
+    with storage_errors(for_file or path):
         try:
             path.mkdir(parents=True, exist_ok=True)
         except FileNotFoundError as error:  # A file system without real folders, such as /proc.

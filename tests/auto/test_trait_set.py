@@ -96,8 +96,8 @@ def test_names_of_traits_are_taken(tiny: LanguageModel, name: str) -> None:
 @pytest.mark.parametrize(
     ("said", "sentence"),
     [
-        ("sarcastic", FORM.format(trait="sarcastic")),
-        (" very   sarcastic ", FORM.format(trait="very sarcastic")),
+        ("boastful", FORM.format(trait="boastful")),
+        (" very   boastful ", FORM.format(trait="very boastful")),
         ("Talk like a pirate.", "Talk like a pirate."),
         ("be sarcastic", "be sarcastic"),
         ("talk like an old wizard", "talk like an old wizard"),
