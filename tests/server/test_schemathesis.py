@@ -32,6 +32,7 @@ from tests.server.rig import Served, app_over, error_of, serving, settings_in
 from steersman.models.language_model import LanguageModel
 from steersman.server.app import create_app
 from steersman.server.recipe_wire import untrusted_recipe
+from steersman.store import job_rows
 from steersman.store.store import Store
 
 _CHECKS = [
@@ -79,7 +80,8 @@ _OPERATIONS = _operations()
 @pytest.fixture(scope="module")
 def rig(tiny: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     folder = tmp_path_factory.mktemp("schemathesis")
-    with Store.open(None, folder / "server") as store:
+    with Store.open(None, folder / "server") as store, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(job_rows, "MOST_OPEN_JOBS", 1 << 20)  # Each case has a job or a set of its own.
         app = app_over(tiny, store, max_tokens=4)
         app.state.features = toy_lookup(tiny, folder / "cache")
         with serving(app, settings_in(store.folder, max_tokens=4)) as served, requests.Session() as session:
