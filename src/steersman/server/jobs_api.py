@@ -35,6 +35,7 @@ from steersman.server.jobs_bodies import (
     JobList,
     JobView,
 )
+from steersman.server.layers import check_layers
 from steersman.steering.pairs import distinct, load_named
 from steersman.steering.personas import enough_openings, persona_pairs
 from steersman.store.facts import ENDED, JobEvent, JobRecord, JobState
@@ -166,7 +167,7 @@ def _check_fit(body: FitBody, deps: Context) -> None:
         )
     if body.trait is not None and body.method is not None:
         raise RequestError("a trait is fitted by caa at a strength that is found for it; leave 'method' out")
-    _check_layers(body.layers or (), deps)
+    check_layers(deps.engine.model, body.layers or ())
     if body.contrast_set is not None:
         load_named(body.contrast_set)
     if body.pairs is not None:
@@ -183,7 +184,7 @@ def _check_autosteer(body: AutosteerBody, ask: Ask | None) -> None:
 
 
 def _check_evaluate(body: EvaluateBody, deps: Context) -> None:
-    _check_layers(() if body.layer is None else (body.layer,), deps)
+    check_layers(deps.engine.model, () if body.layer is None else (body.layer,))
     if (body.behaviour is None) == (body.examples is None):
         raise RequestError("give either 'behaviour' (a name) or 'examples'")
     asked_behaviour(body)
@@ -192,13 +193,6 @@ def _check_evaluate(body: EvaluateBody, deps: Context) -> None:
         methods_of(body.methods)
     if (body.battles or "llm" in judge_names(body.judge)) and deps.runner.ask is None:
         raise Conflict("this server has no language model to ask; leave out 'battles' and the judge 'llm'")
-
-
-def _check_layers(layers: tuple[int, ...] | list[int], deps: Context) -> None:
-    model = deps.engine.model
-    for layer in layers:
-        if layer >= model.n_layers:
-            raise RequestError(f"there is no layer {layer}; {model.name} has layers 0 to {model.n_layers - 1}")
 
 
 def _check_free(deps: Context, owner: str, name: str) -> None:

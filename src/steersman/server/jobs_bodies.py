@@ -18,10 +18,9 @@ from pydantic import (
 )
 
 from steersman.server.closed import Closed
+from steersman.store.checks import NAME
 from steersman.store.facts import JobEvent, JobRecord, JobState
 
-NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
-"""How a recipe may be called."""
 RecipeName = Annotated[str, Field(min_length=1, max_length=100, pattern=NAME)]
 Text = Annotated[str, Field(min_length=1, max_length=8000)]
 Words = Annotated[str, Field(min_length=1, max_length=500)]

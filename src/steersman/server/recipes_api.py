@@ -27,7 +27,6 @@ from steersman.server.features_api import Features
 from steersman.server.recipe_wire import MOST_EDITS, inline, untrusted_recipe, untrusted_tensors
 from steersman.server.recipes_bodies import (
     DEFAULT_STRENGTH,
-    NAME,
     FileFormat,
     RecipeBody,
     RecipeGone,
@@ -41,6 +40,7 @@ from steersman.server.recipes_bodies import (
 from steersman.steering.export import to_gguf, to_safetensors
 from steersman.steering.recipe import Recipe, combine
 from steersman.steering.traits import load_trait
+from steersman.store.checks import NAME
 
 router = APIRouter(prefix="/v1/recipes", tags=["recipes"], responses={**ERRORS})
 

@@ -9,10 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints,
 from steersman.server.closed import Closed
 from steersman.server.features_bodies import one_of
 from steersman.steering.recipe import Recipe
+from steersman.store.checks import NAME
 from steersman.store.facts import RecipeRecord
 
-NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
-"""Names, tags and ids."""
 MOST_FEATURES = 1024
 MOST_PARTS = 32
 DEFAULT_STRENGTH = 0.5

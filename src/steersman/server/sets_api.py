@@ -22,6 +22,7 @@ from steersman.models.language_model import Prompt, chat
 from steersman.server.auth import Caller, needs
 from steersman.server.context import Context, Deps
 from steersman.server.errors import ERRORS
+from steersman.server.layers import check_layers
 from steersman.server.sets_bodies import (
     STATUS,
     CompletionSettings,
@@ -65,9 +66,7 @@ def hello(caller: _Reader) -> Hello:
 def create_set(caller: _Trainer, deps: Deps, body: SetBody) -> SetAnswer:
     """Fitted in the background; ask for its status until that is `ready` or `failed`."""
     model = deps.engine.model
-    for layer in body.layers or ():
-        if layer >= model.n_layers:
-            raise RequestError(f"there is no layer {layer}; {model.name} has layers 0 to {model.n_layers - 1}")
+    check_layers(model, body.layers or ())
     openings = enough_openings(body.prompt_list)
     for dimension in body.control_dimensions.values():  # What can be seen to be wrong is said now, not by a failed job.
         persona_pairs(dimension.positive_examples, dimension.negative_examples, openings, most=2)

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from steersman.server.closed import Closed
+from steersman.server.steering import MOST_FACTOR
 from steersman.store.facts import JobState, SetRecord
 
 Status = Literal["pending", "training", "ready", "failed"]
@@ -18,12 +19,10 @@ STATUS: dict[JobState, Status] = {
     "cancelled": "failed",
 }
 """What the steering API calls the state of a set's job."""
-MOST_MULTIPLIER = 10.0
-"""Beyond 2 texts break on most models; beyond this nothing is left to be seen."""
 
 Word = Annotated[str, Field(min_length=1, max_length=500)]
 Opening = Annotated[str, Field(max_length=2000)]
-Multiplier = Annotated[float, Field(ge=-MOST_MULTIPLIER, le=MOST_MULTIPLIER)]
+Multiplier = Annotated[float, Field(ge=-MOST_FACTOR, le=MOST_FACTOR)]
 
 
 class Dimension(Closed):

@@ -25,7 +25,9 @@ MOST_LEASE_S = 7 * 86_400.0
 _MOST_OFFSET = 1 << 31
 _MOST_REASON = 2_000
 _MOST_SLUG = 80
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+"""What a recipe or a tag may be called."""
+_NAME = re.compile(NAME)
 _OWNER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,99}")
 
 
