@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import Tensor
@@ -148,3 +151,24 @@ def test_rows_of_a_slab_are_handed_on_up_to_their_length() -> None:
         assert torch.equal(taken[row, :, :length], keys[origin, :, :length])
         assert torch.equal(beside[row, :, :length], values[origin, :, :length])
         assert not beside[row, :, 9:].any()
+
+
+def test_a_slab_nobody_holds_is_gone_at_once() -> None:
+    gc.disable()
+    try:
+        cache = KVCache(LAYERS)
+        write(cache, 0, 3, 0, 4)
+        keys = weakref.ref(cache.layers[0].keys)
+        del cache
+        assert keys() is None  # The collector sees a few small objects, not their gigabytes, and comes late.
+    finally:
+        gc.enable()
+
+
+def test_rows_are_spread_one_after_the_other() -> None:
+    cache = KVCache(LAYERS)
+    keys, values = write(cache, 0, 2, 0, 3)
+    cache.spread(2)
+    after, _ = step(cache, 9, [3, 3, 3, 3])
+    assert torch.equal(after[:, :, :3], keys.repeat_interleave(2, 0))
+    assert torch.equal(cache.layers[1].values[:4, :, :3], values.repeat_interleave(2, 0))

@@ -7,6 +7,7 @@ slab grows with the longest sequence and gives a row back by moving the last one
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,21 +17,33 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 _GROW_TOKENS = 128
 
 
+@dataclass(slots=True)
+class _Slab:
+    """What the layers of a cache share: how large they must be, and where the next pass writes.
+
+    An object of its own, so that layers need not know their cache: a cycle would keep whole slabs until the garbage collector,
+    which does not see how large they are, comes by.
+    """
+
+    capacity_rows: int = 1
+    capacity_tokens: int = 0
+    used_rows: int = 0
+    length: int = 0
+    start: int | None = None
+    row_index: Tensor | None = None
+    columns: Tensor | None = None
+
+
 class KVCache(Cache):  # type: ignore[misc]
     """A slab that grows with its rows and their length, handed to transformers as `past_key_values`.
 
     Before each forward pass, `aim` says where its tokens go; the pass then writes them and attends to columns up to `length`.
     """
 
-    def __init__(self, n_layers: int) -> None:
-        self.capacity_rows = 1
-        self.capacity_tokens = 0
-        self.used_rows = 0
-        self.length = 0
-        self.start: int | None = None
-        self.row_index: Tensor | None = None
-        self.columns: Tensor | None = None
-        super().__init__(layers=[_SlabLayer(self) for _ in range(n_layers)])
+    def __init__(self, n_layers: int, tokens: int = 0) -> None:
+        """An empty slab, with room for that many tokens a row at its first pass."""
+        self.slab = _Slab(capacity_tokens=tokens)
+        super().__init__(layers=[_SlabLayer(self.slab) for _ in range(n_layers)])
 
     def aim(self, positions: Tensor, length: int, start: int | None) -> None:
         """Say where the next pass writes.
@@ -41,29 +54,30 @@ class KVCache(Cache):  # type: ignore[misc]
             start: the common first position, when all rows write the columns from there on; None when each row writes the
                 columns of its own positions.
         """
-        self.used_rows, self.length, self.start = len(positions), length, start
-        self.capacity_rows = max(self.capacity_rows, len(positions))
+        slab = self.slab
+        slab.used_rows, slab.length, slab.start = len(positions), length, start
+        slab.capacity_rows = max(slab.capacity_rows, len(positions))
         if start is None:
-            self.row_index = torch.arange(len(positions), device=positions.device)[:, None]
-            self.columns = positions
-        if length > self.capacity_tokens:
-            self.capacity_tokens = -(-length // _GROW_TOKENS) * _GROW_TOKENS
+            slab.row_index = torch.arange(len(positions), device=positions.device)[:, None]
+            slab.columns = positions
+        if length > slab.capacity_tokens:
+            slab.capacity_tokens = _rounded(length)
 
     @torch.inference_mode()
     def fit(self, rows: int, tokens: int) -> None:
         """Make room for `rows` sequences of `tokens`; what exceeds twice that is given back."""
-        tokens = -(-tokens // _GROW_TOKENS) * _GROW_TOKENS
-        if self.capacity_rows > 2 * rows or self.capacity_tokens > 2 * tokens:
-            self.capacity_rows, self.capacity_tokens = min(self.capacity_rows, rows), min(self.capacity_tokens, tokens)
+        slab, tokens = self.slab, _rounded(tokens)
+        if slab.capacity_rows > 2 * rows or slab.capacity_tokens > 2 * tokens:
+            slab.capacity_rows, slab.capacity_tokens = min(slab.capacity_rows, rows), min(slab.capacity_tokens, tokens)
             for layer in self.layers:
                 layer.shrink()
-        self.capacity_rows = max(self.capacity_rows, rows)
+        slab.capacity_rows = max(slab.capacity_rows, rows)
 
     @torch.inference_mode()
     def copy_row(self, source: KVCache, source_row: int, row: int, length: int) -> None:
         """Copy the first `length` columns of another slab's row into `row` of this one; the rest of it becomes zero."""
-        self.capacity_rows = max(self.capacity_rows, row + 1)
-        self.capacity_tokens = max(self.capacity_tokens, -(-length // _GROW_TOKENS) * _GROW_TOKENS)
+        self.slab.capacity_rows = max(self.slab.capacity_rows, row + 1)
+        self.slab.capacity_tokens = max(self.slab.capacity_tokens, _rounded(length))
         for mine, other in zip(self.layers, source.layers, strict=True):
             mine.reserve(other.keys, other.values)
             mine.keys[row, :, :length] = other.keys[source_row, :, :length]
@@ -71,10 +85,17 @@ class KVCache(Cache):  # type: ignore[misc]
             mine.clear(row, length)
 
     @torch.inference_mode()
+    def spread(self, times: int) -> None:
+        """Give every row to that many, one after the other."""
+        for layer in self.layers:
+            layer.keys, layer.values = (each.repeat_interleave(times, 0) for each in (layer.keys, layer.values))
+        self.slab.capacity_rows *= times
+
+    @torch.inference_mode()
     def take_rows(self, source: KVCache, rows: Sequence[int], lengths: Sequence[int]) -> None:
         """Fill an empty slab: row `i` becomes the first `lengths[i]` columns of another slab's row `rows[i]`."""
-        self.capacity_rows = max(self.capacity_rows, len(rows))
-        self.capacity_tokens = max(self.capacity_tokens, *lengths)
+        self.slab.capacity_rows = max(self.slab.capacity_rows, len(rows))
+        self.slab.capacity_tokens = max(self.slab.capacity_tokens, *lengths)
         for mine, other in zip(self.layers, source.layers, strict=True):
             mine.reserve(other.keys, other.values)
             mine.take(other, rows, lengths)
@@ -89,7 +110,7 @@ class KVCache(Cache):  # type: ignore[misc]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Columns attended to, as transformers asks for it."""
-        return self.length
+        return self.slab.length
 
 
 class _SlabLayer(CacheLayerMixin):  # type: ignore[misc]
@@ -99,7 +120,7 @@ class _SlabLayer(CacheLayerMixin):  # type: ignore[misc]
     values: Any
     is_sliding = False
 
-    def __init__(self, slab: KVCache) -> None:
+    def __init__(self, slab: _Slab) -> None:
         super().__init__()
         self.slab = slab
 
@@ -163,3 +184,7 @@ class _SlabLayer(CacheLayerMixin):  # type: ignore[misc]
     def get_max_length(self) -> int:
         """Part of transformers' protocol: no limit of its own."""
         return -1
+
+
+def _rounded(tokens: int) -> int:
+    return -(-tokens // _GROW_TOKENS) * _GROW_TOKENS

@@ -53,9 +53,7 @@ class Runner:
 
     def new_cache(self, tokens: int = 0) -> KVCache:
         """An empty slab for this model, with room for that many tokens a row; it grows when they are more."""
-        cache = KVCache(self.model.n_layers)
-        cache.capacity_tokens = _columns(tokens) if tokens else 0
-        return cache
+        return KVCache(self.model.n_layers, _columns(tokens) if tokens else 0)
 
     @torch.inference_mode()
     def forward(

@@ -75,7 +75,7 @@ class Sampler:
         recipes = [None if edit is None else _recipe(self.layer, *edit) for edit in edits]
         with torch.inference_mode():
             cache, logits = self._prefill(recipes)
-            _spread(cache, samples)
+            cache.spread(samples)
             rows = [recipe for recipe in recipes for _ in range(len(self._prompts) * samples)]
             draws = _draws(seeds, len(self._prompts) * samples, self.settings.tokens).to(self.model.device)
             ids, residuals = self._decode(cache, logits.repeat_interleave(samples, 0), rows, samples, draws)
@@ -193,11 +193,3 @@ def _batch(ids: Tensor, positions: Tensor, lengths: Tensor, valid: Tensor) -> To
 def _draws(seeds: Sequence[int], rows: int, tokens: int) -> Float[Tensor, "rows tokens"]:
     made = [torch.rand(rows, tokens, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     return torch.cat(made)
-
-
-def _spread(cache: KVCache, samples: int) -> None:
-    """Give every row of the slab to that many rows, one after the other."""
-    for layer in cache.layers:
-        layer.keys = layer.keys.repeat_interleave(samples, 0)
-        layer.values = layer.values.repeat_interleave(samples, 0)
-    cache.capacity_rows *= samples
