@@ -24,6 +24,7 @@ from steersman.auto.report import LOG, RECIPE, REPORT
 from steersman.cli import autosteer, main
 from steersman.cli.autosteer_view import Best, Watch, clean, line, picture, sparkline, strongest, watching
 from steersman.errors import EndpointError
+from steersman.files import sole_use
 from steersman.sae.file import save_sae
 from steersman.sae.model import SparseAutoencoder
 from steersman.steering.recipe_file import load_recipe
@@ -379,10 +380,32 @@ def test_an_endpoint_that_nobody_asks_for_is_not_looked_at(
     assert "offline" in refused.err
 
 
-def test_an_empty_description_is_refused(
-    run: Run, scripted: Callable[[Script], dict[str, Any]], tmp_path: Path
+@pytest.mark.parametrize(
+    ("description", "said"),
+    [
+        ("  ", "behaviour is empty"),
+        ("Be formal and casual.", "error: the behaviour contradicts itself: 'formal' and 'casual' exclude each other"),
+    ],
+)
+def test_a_description_that_asks_for_nothing_possible_is_refused(
+    run: Run, scripted: Callable[[Script], dict[str, Any]], tmp_path: Path, description: str, said: str
 ) -> None:
     scripted(_stops_with(AssertionError("the run was begun"), []))
-    outcome = run("autosteer", "  ", "--out", tmp_path / "out")
+    outcome = run("autosteer", description, "--out", tmp_path / "out")
     assert outcome.code == 1
-    assert "behaviour is empty" in outcome.err
+    assert said in outcome.err
+
+
+def test_a_folder_in_which_another_run_works_is_left_alone(
+    run: Run, scripted: Callable[[Script], dict[str, Any]], folder: Path, tmp_path: Path
+) -> None:
+    scripted(_ends_with(auto_result()))
+    arguments = ("autosteer", "x", "--out", tmp_path / "out", "--model", folder)
+    with sole_use(tmp_path / "out"):
+        refused = run(*arguments)
+        assert refused.code == 1
+        assert "another run works in" in refused.err
+        assert list((tmp_path / "out").iterdir()) == []
+    assert run(*arguments).code == 0
+    with sole_use(tmp_path / "out"):
+        pass  # It was given back.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import JsonValue
 
+from steersman.auto.opposites import contradiction
 from steersman.errors import DataError
 from steersman.facts import fact
 from steersman.intervals import Interval
@@ -36,6 +38,17 @@ class Behaviour:
             raise DataError("the behaviour is empty; say in a sentence how the model should behave")
         if len(self.description) > 2000:
             raise DataError(f"the behaviour has {len(self.description)} characters; say it in at most 2,000")
+        if self.opposite is not None and _bare(self.opposite) == _bare(self.description):
+            raise DataError("the opposite says the same as the behaviour; give another, or none")
+        pair = contradiction(self.description)
+        if pair is not None:
+            raise DataError(
+                f"the behaviour contradicts itself: {pair[0]!r} and {pair[1]!r} exclude each other; ask for one of them"
+            )
+
+
+def _bare(sentence: str) -> str:
+    return " ".join(re.findall(r"\w+", sentence.casefold()))
 
 
 @fact

@@ -5,7 +5,6 @@ Prompts are split once, as in auto-steering: the vector is fitted on some, its s
 
 from __future__ import annotations
 
-import itertools
 import re
 import time
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from pydantic import JsonValue, TypeAdapter
 
 from steersman.auto.examples import written_examples
 from steersman.auto.facts import Behaviour, ContrastSet, Evidence, Report
+from steersman.auto.opposites import opposites_among
 from steersman.auto.prompts import split_prompts
 from steersman.auto.prove import prove, proving_judges
 from steersman.auto.strength import choose_strength
@@ -47,14 +47,6 @@ _AROUND = 2.0
 SHOWN = "How was your day?"
 """A question, in none of the sets, that every tone can be heard in."""
 _SHOWN_TOKENS = 48
-_OPPOSITES = (
-    ("cheerful", "sad"), ("happy", "sad"), ("cheerful", "grumpy"), ("formal", "casual"), ("formal", "informal"),
-    ("concise", "verbose"), ("short", "long"), ("brief", "long"), ("honest", "dishonest"), ("polite", "rude"),
-    ("optimistic", "pessimistic"), ("confident", "shy"), ("confident", "unsure"), ("humble", "arrogant"), ("calm", "angry"),
-    ("calm", "excited"), ("kind", "cruel"), ("serious", "funny"), ("simple", "complicated"), ("enthusiastic", "bored"),
-    ("warm", "cold"), ("loud", "quiet"), ("friendly", "hostile"), ("sincere", "sarcastic"), ("modest", "boastful"),
-)  # fmt: skip
-_NEGATIONS = ("un", "in", "im", "ir", "dis", "non")
 _NOISE = re.compile(r"([^\W\d_])\1\1|[bcdfghjklmnpqrstvwxz]{5}|^[bcdfghjklmnpqrstvwxz]{3,}$")
 _ASK = (
     "You describe traits of how an assistant writes. For the trait that the user names, reply with JSON alone: "
@@ -107,7 +99,7 @@ def check_trait(model: LanguageModel, trait: str) -> None:
     noise = next((word for word in words if _is_noise(model, word)), None)
     if noise is not None:
         raise DataError(f"{noise[:60]!r} is no word that the model knows; say in a sentence how it should behave")
-    pair = next((pair for pair in _pairs_of_opposites(words)), None)
+    pair = next((pair for pair in opposites_among(words)), None)
     if pair is not None:
         raise DataError(
             f"{pair[0]!r} and {pair[1]!r} exclude each other; name one of them, and add their recipes to mix them"
@@ -278,14 +270,6 @@ def _is_noise(model: LanguageModel, word: str) -> bool:
     if not _NOISE.search(word):
         return False
     return len(word) <= 2 * len(model.tokenizer(f" {word}", add_special_tokens=False)["input_ids"])
-
-
-def _pairs_of_opposites(words: Sequence[str]) -> list[tuple[str, str]]:
-    there = set(words)
-    found = [(one, other) for one, other in _OPPOSITES if {one, other} <= there]
-    found += [(word, f"{no}{word}") for word in words if len(word) > 3 for no in _NEGATIONS if f"{no}{word}" in there]
-    denied = {after for word, after in itertools.pairwise(words) if word in ("not", "never", "non")}
-    return found + [(word, f"not {word}") for word in sorted(denied) if words.count(word) > 1]
 
 
 def _answer(value: JsonValue) -> tuple[str, str]:

@@ -29,7 +29,7 @@ class Autosteer:
         ask = endpoint_for(asked, desk.ask)
         result = autosteer(
             desk.engine,
-            Behaviour(description=asked.behaviour, opposite=asked.opposite),
+            behaviour_of(asked),
             judge=LlmJudge(ask=ask) if asked.judge == "llm" and ask is not None else None,
             optimiser=optimiser_of(asked, ask),
             contrast=_examples(asked),
@@ -42,6 +42,15 @@ class Autosteer:
         is_kept = asked.keep_unproven or result.evidence.verdict == "proven"
         recipe = dataclasses.replace(result.recipe, name=name)
         return Done(_told(result, name if is_kept else None), recipes={name: recipe} if is_kept else {})
+
+
+def behaviour_of(asked: AutosteerBody) -> Behaviour:
+    """What the recipe shall do.
+
+    Raises:
+        DataError: it is empty, or contradicts itself.
+    """
+    return Behaviour(description=asked.behaviour, opposite=asked.opposite)
 
 
 def optimiser_of(asked: AutosteerBody, ask: Ask | None) -> Optimiser:
