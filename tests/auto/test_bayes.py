@@ -55,7 +55,7 @@ def test_the_first_trials_are_what_the_candidates_say(task: Task) -> None:
     judged, judge, reports = graded(task, 0.1, 0.3, 0.2)
     tuned = Bayes(trials=4, features=2, max_strength=0.6).tune(judged, CANDIDATES)
     strengths = [facts["strength"] for facts in reports.of("step")]
-    assert strengths[:3] == pytest.approx([0.15, 0.3, 0.45])
+    assert strengths[:3] == pytest.approx([0.18, 0.252, 0.36])
     for epoch in tuned.history[:3]:
         assert epoch.weights[1] / epoch.weights[0] == pytest.approx(-0.8 / 0.9)
     assert trained_norm(task, tuned.weights) == pytest.approx(0.3)

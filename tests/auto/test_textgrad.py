@@ -169,7 +169,7 @@ def test_an_interrupt_lets_the_best_so_far_go_up_first(task: Task) -> None:
 def test_a_start_is_tried_before_the_scorer_is_asked(task: Task) -> None:
     judged, _, _ = graded(task, 0.4, 0.5)
     ask = Script(says(0.5, 0, 0))
-    unit = 0.8 / math.sqrt(3)
+    unit = 0.5 / math.sqrt(3)
     tuned = _tuned(ask, judged, epochs=1, start={2: 0.1, 1: -5.0})
     assert [epoch.step for epoch in tuned.history] == [0, 1]
     assert tuned.history[0].weights == pytest.approx({1: -unit, 2: 0.1})  # Held to -1 of the scale.

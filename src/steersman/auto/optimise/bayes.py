@@ -1,7 +1,8 @@
 """Weights and strength by Bayesian optimisation (optuna's TPE) against the judge. Needs no language model to help.
 
-Each trial is a direction (weights in [-1, 1], of which only the ratios count) and a length. Best for few features: what the
-search costs grows with their number.
+Each trial is a direction (weights in [-1, 1], of which only the ratios count) and a length, searched on a logarithmic scale:
+twice the best length often leaves nothing of the model's language. Best for few features: what the search costs grows with
+their number.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     import optuna
 
 _WEAKEST = 0.05  # of max_strength
-_WARM_STRENGTHS = (0.25, 0.5, 0.75)  # of max_strength
+_WARM_STRENGTHS = (0.3, 0.42, 0.6)  # of max_strength: what gradient's recipes end at, on the shipped SAE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +35,7 @@ class Bayes:
     """How many of the best candidates are weighed; more where the start has more."""
     prompts: int | None = None
     """How many of the validation prompts are answered in each trial; None is all."""
-    max_strength: float = 0.8
+    max_strength: float = 0.5
     """In mean residual norms."""
     start: Mapping[int, float] | None = None
     """Weights to begin with, as lengths in mean residual norms; None begins with the candidates' scores."""
@@ -62,7 +63,7 @@ class Bayes:
             for number in range(self.trials):
                 trial = study.ask()
                 direction = {each.id: trial.suggest_float(f"feature {each.id}", -1.0, 1.0) for each in chosen}
-                strength = trial.suggest_float("strength", _WEAKEST * self.max_strength, self.max_strength)
+                strength = trial.suggest_float("strength", _WEAKEST * self.max_strength, self.max_strength, log=True)
                 norm = trained_norm(task, direction)
                 lengths = {feature: weight * strength / norm for feature, weight in direction.items()} if norm else {}
                 try:

@@ -67,7 +67,7 @@ class TextGrad:
     """How many of the best candidates are weighed; more where the start has more."""
     prompts: int = 1
     """How many of the validation prompts are answered in each epoch."""
-    max_strength: float = 0.8
+    max_strength: float = 0.5
     """Of all features at weight 1 together, in mean residual norms (exactly so where they are orthogonal)."""
     critique: bool = True
     """The scorer sees the judge's scores and critiques; else it reads the answers itself."""
