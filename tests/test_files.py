@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,16 @@ from hypothesis import strategies as st
 from tests.recipes import few
 
 from steersman.errors import DataError, StorageError
-from steersman.files import is_there, parse_json, read_text, replacing, sha256_file, storage_errors, write_bytes
+from steersman.files import (
+    is_there,
+    parse_json,
+    read_text,
+    replacing,
+    sha256_file,
+    sole_use,
+    storage_errors,
+    write_bytes,
+)
 
 
 @pytest.mark.parametrize("size", [0, 1, (1 << 20) - 1, 1 << 20, (1 << 20) + 1])
@@ -161,3 +172,39 @@ def test_half_characters_are_refused_and_whole_ones_read() -> None:
     assert parse_json(r'["\ud83d\ude00"]', "x") == ["\U0001f600"]
     with pytest.raises(DataError, match="half a character"):
         parse_json(r'{"a": ["\ud83d"]}', "x")
+
+
+def test_a_folder_is_of_one_run_at_a_time(tmp_path: Path) -> None:
+    folder = tmp_path / "a" / "run"
+    with sole_use(folder):
+        assert list(folder.iterdir()) == []
+        with pytest.raises(StorageError, match="another run works in"), sole_use(folder):
+            pytest.fail("two had it")
+    with sole_use(folder):
+        pass
+
+
+def test_a_run_that_is_killed_leaves_its_folder_to_the_next(tmp_path: Path) -> None:
+    holds = f"""
+import time
+from pathlib import Path
+from steersman.files import sole_use
+with sole_use(Path({str(tmp_path)!r})):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", holds], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(StorageError, match="another run"), sole_use(tmp_path):
+            pytest.fail("two had it")
+        other.kill()
+        other.wait(30)
+    with sole_use(tmp_path):
+        pass
+
+
+def test_a_file_is_no_folder_to_work_in(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(StorageError, match="cannot write"), sole_use(tmp_path / "file"):
+        pytest.fail("it was taken")

@@ -6,12 +6,18 @@ import contextlib
 import errno
 import hashlib
 import json
+import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from steersman.errors import DataError, StorageError
+
+try:
+    import fcntl
+except ImportError:  # Windows.
+    fcntl = None  # type: ignore[assignment]
 
 _CHUNK_BYTES = 1 << 20
 _MOST_BYTES = 64 << 20
@@ -143,6 +149,32 @@ def write_bytes(path: Path, data: bytes) -> None:
     """
     with replacing(path) as aside:
         aside.write_bytes(data)
+
+
+@contextlib.contextmanager
+def sole_use(folder: Path) -> Iterator[None]:
+    """Keep a folder, made where it is not there, to oneself, so that two runs that go on where one ended do not mix.
+
+    The lock is on the folder itself and ends with the process, however it ends. Systems without such locks (Windows) have none.
+
+    Raises:
+        StorageError: another run has it, or it cannot be made.
+    """
+    make_folder(folder)
+    if fcntl is None or not folder.is_dir():
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StorageError(f"another run works in {folder}; wait for its end, or name another folder") from error
+        except OSError:  # A file system without locks: as before there were any.
+            pass
+        yield
+    finally:
+        os.close(handle)
 
 
 @contextlib.contextmanager

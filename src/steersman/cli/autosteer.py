@@ -28,6 +28,7 @@ from steersman.cli.console import (
     refuse_overwrite,
 )
 from steersman.errors import DataError, SteersmanError
+from steersman.files import sole_use
 
 if TYPE_CHECKING:
     from steersman.auto.facts import AutoResult, Behaviour, ContrastSet
@@ -46,6 +47,7 @@ _BY_LLM = "llm"
 
 
 def autosteer(
+    context: typer.Context,
     description: Annotated[
         str,
         typer.Argument(metavar="DESCRIPTION", help="How the model should behave, in a sentence.", show_default=False),
@@ -99,6 +101,7 @@ def autosteer(
     tuner = _optimiser(optimiser, features, endpoint)
     given = endpoint if examples == _BY_LLM else contrast_of(read_pairs(examples)) if examples else None
     language_model = load(model, device, dtype)
+    context.with_resource(sole_use(to))
     engine = Engine(language_model, EngineLimits(slots=SLOTS), profile=profile(language_model))
     encoder = load_encoder()
     watch = Watch(description)

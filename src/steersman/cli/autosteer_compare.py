@@ -30,6 +30,7 @@ from steersman.cli.console import (
     read_pairs,
 )
 from steersman.errors import DataError
+from steersman.files import sole_use
 
 if TYPE_CHECKING:
     from steersman.auto.compare import Comparison
@@ -43,6 +44,7 @@ _FILES = {"table": "table.md", "plot": "scores.svg", "results": "results.json", 
 
 
 def autosteer_compare(
+    context: typer.Context,
     config: Annotated[
         Path,
         typer.Argument(metavar="CONFIG", help="TOML file: behaviours, optimisers and axes.", show_default=False),
@@ -64,6 +66,7 @@ def autosteer_compare(
     experiment = read_experiment(config)
     contrasts = {behaviour: _examples(behaviour, name) for behaviour, name in experiment.examples.items()}
     runs = _prepared(experiment, contrasts, sae, (model, device, dtype))
+    context.with_resource(sole_use(to))
     done: list[Ended] = []
 
     def on_run(ended: Ended, number: int, total: int) -> None:

@@ -20,6 +20,7 @@ from steersman.cli.console import (
     refuse_overwrite,
 )
 from steersman.cli.sae_common import find
+from steersman.files import sole_use
 
 if TYPE_CHECKING:
     from steersman.evals.effects.measure import EffectProgress
@@ -39,11 +40,12 @@ _STORES = ("int8", "bfloat16", "float32")
 
 @app.command()
 def measure(
+    context: typer.Context,
     folder: FolderArgument,
-    vectors: Annotated[int, typer.Option(help="How many there shall be in the folder.")] = 2000,
+    vectors: Annotated[int, typer.Option(min=1, help="How many there shall be in the folder.")] = 2000,
     sae: SaeOption = "default",
-    samples: Annotated[int, typer.Option(help="Continuations of each prompt.")] = 4,
-    tokens: Annotated[int, typer.Option(help="Length of a continuation.")] = 24,
+    samples: Annotated[int, typer.Option(min=1, help="Continuations of each prompt.")] = 4,
+    tokens: Annotated[int, typer.Option(min=1, help="Length of a continuation.")] = 24,
     rise: Annotated[
         float | None,
         typer.Option(help="How far vectors raise the cross-entropy of plain text, in nats.", show_default=False),
@@ -52,7 +54,7 @@ def measure(
         Path | None,
         typer.Option(help="Prompts (.txt: one a line; .jsonl, .json); by default 14 short ones.", show_default=False),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the vectors and the samples.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the vectors and the samples.")] = 0,
     model: ModelOption = "default",
     device: DeviceOption = None,
     dtype: DtypeOption = None,
@@ -71,6 +73,7 @@ def measure(
     language_model = load(model, device, dtype)
     weights = entry.load(str(language_model.device))
     ref = weights.ref(entry.name)
+    context.with_resource(sole_use(folder))
     rates: list[float] = []
     with counting() as show:
 
@@ -134,6 +137,8 @@ def fit(
     print(
         f"  as {store:<8}{_share(kept.mean)}  at most {_share(facts.noise_ceiling)} is possible: the rest is sampling"
     )
+    if r.mean is not None and r.mean <= 0:
+        print(explains(fitted))
     if sgd:
         print(f"  by SGD  {_share(facts.data['sgd_r_squared'])}")
 
@@ -171,7 +176,16 @@ def predict(
         out().print(f"{side} most", markup=False)
         for row in rows:
             out().print(f"  {row['feature']:>6}  {row['change']:+8.3f}  {row['label'] or ''}", markup=False)
-    print(f"the map explains {_share(stored.facts.r_squared.mean)} of the variance over unseen vectors")
+    print(explains(stored))
+
+
+def explains(stored: StoredMap) -> str:
+    """How far a map is to be trusted, in a line."""
+    found = stored.facts.r_squared
+    said = f"the map explains {_share(found.mean)} of the variance over {found.n:,} unseen vectors"
+    if found.mean is not None and found.mean <= 0:
+        return f"{said}: no better than a guess; measure more vectors"
+    return said
 
 
 def load_map(path: Path | None, sae: str) -> tuple[StoredMap, SaeEntry]:

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from steersman.cli.console import DeviceOption, DtypeOption, JsonOption, ModelOption, load, load_encoder
+from steersman.cli.console import (
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    ModelOption,
+    load,
+    load_encoder,
+)
 from steersman.cli.progress import counting
 from steersman.cli.sae_common import (
     MixOption,
@@ -25,6 +32,7 @@ from steersman.cli.sae_common import (
     reporter,
     say,
 )
+from steersman.files import sole_use
 
 if TYPE_CHECKING:
     from steersman.models.language_model import LanguageModel, Message
@@ -33,6 +41,7 @@ if TYPE_CHECKING:
 
 
 def train(
+    context: typer.Context,
     text: TextOption,
     name: Annotated[str, typer.Option("--out", "-o", help="Name in the library, or a folder.")],
     layer: Annotated[int, typer.Option("--layer", "-l", help="Decoder block whose output is read, from 0.")] = 9,
@@ -78,6 +87,7 @@ def train(
     corpus = open_corpus(text, mix=read_mix(mix), seed=seed, held_out=held_out)
     language_model = load(model, device, dtype)
     collecting = CollectSettings(layer=layer, tokens=collect or tokens)
+    context.with_resource(sole_use(folder))
     with counting() as report:
         trained = train_sae(
             language_model,
@@ -98,6 +108,7 @@ def train(
 
 
 def index(
+    context: typer.Context,
     sae: SaeArgument,
     text: TextOption,
     mix: MixOption = None,
@@ -139,6 +150,7 @@ def index(
     loaded.check_fits(language_model.ref)
     sentence_encoder = load_encoder(encoder)
     work = entry.folder / "indexing"
+    context.with_resource(sole_use(work))
     with counting() as report:
         collecting = CollectSettings(layer=loaded.config.layer, tokens=tokens)
         store = collect_activations(language_model, corpus, work, collecting, progress=reporter(report))
