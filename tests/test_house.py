@@ -31,6 +31,7 @@ _STOREYS = (
     {"auto", "evals"},
     {"store"},
     {"server", "client", "scale", "cli"},
+    {"__main__"},
 )
 _STOREY = {part: storey for storey, parts in enumerate(_STOREYS) for part in parts}
 

@@ -250,3 +250,8 @@ def test_the_bundled_model_is_pulled_fitted_steered_and_exported(run: Run, tmp_p
     assert "moon" in answer["plain"]["text"].lower()
     assert run("export", path, "--gguf", gguf).code == 0
     assert from_gguf(gguf).layers == (9,)
+
+
+def test_the_package_runs_as_a_module() -> None:
+    made = subprocess.run([sys.executable, "-m", "steersman", "--version"], capture_output=True, text=True, check=True)
+    assert made.stdout.split()[-1] == __version__
