@@ -120,7 +120,7 @@ def serving(folder: Path) -> Iterator[Server]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "steersman.cli.main", "serve", "--port", str(port), "--folder", str(folder)]
+    command = [sys.executable, "-m", "steersman", "serve", "--port", str(port), "--folder", str(folder)]
     with (folder / "server.log").open("wb") as log:
         process = subprocess.Popen(command, stderr=log, stdout=log)
     try:

@@ -156,7 +156,7 @@ def test_a_port_of_ones_own_choice_or_any(tmp_path: Path) -> None:
 
 @pytest.mark.model
 def test_it_starts_with_no_configuration_answers_and_ends(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "steersman.cli.main", "serve", "--port", "0", "--folder", str(tmp_path)]
+    command = [sys.executable, "-m", "steersman", "serve", "--port", "0", "--folder", str(tmp_path)]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env) as process:
         try:
@@ -178,7 +178,7 @@ def test_it_starts_with_no_configuration_answers_and_ends(tmp_path: Path) -> Non
 
 @pytest.mark.model
 def test_a_job_that_still_computes_is_given_back_and_does_not_spoil_the_end(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "steersman.cli.main", "serve", "--port", "0", "--folder", str(tmp_path)]
+    command = [sys.executable, "-m", "steersman", "serve", "--port", "0", "--folder", str(tmp_path)]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
         [*command, "--grace", "0.1"], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env

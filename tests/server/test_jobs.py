@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import update
+from tests.tiny import tiny_model
 
 from steersman.engine.engine import Engine
 from steersman.errors import DataError, StorageError
 from steersman.models.language_model import LanguageModel
 from steersman.models.residuals import measure_profile
-from steersman.server import jobs
+from steersman.server import housekeeping
 from steersman.server.job_kinds.desk import Desk, Done, Kind, as_json
 from steersman.server.jobs import JobRunner
 from steersman.steering.edits import Add
@@ -36,15 +37,19 @@ class Steps:
 
     go_on: threading.Event = field(default_factory=threading.Event)
     began: threading.Event = field(default_factory=threading.Event)
+    left: threading.Event = field(default_factory=threading.Event)
     runs: int = 0
 
     def run(self, job: JobRecord, desk: Desk) -> Done:
         self.runs += 1
         desk.tell("begun", {"attempt": job.attempts})
         self.began.set()
-        while not self.go_on.is_set():
-            time.sleep(0.01)
-            desk.tell("step", {})
+        try:
+            while not self.go_on.is_set():
+                time.sleep(0.01)
+                desk.tell("step", {})
+        finally:
+            self.left.set()
         return Done({"said": "done"}, recipes={"made": RECIPE})
 
 
@@ -68,8 +73,9 @@ def store(tmp_path: Path) -> Iterator[Store]:
 def make(store: Store, tiny: LanguageModel) -> Iterator[Callable[..., JobRunner]]:
     made: list[JobRunner] = []
 
-    def runner(kind: Kind, *, lease_s: float = 30.0, workers: int = 1) -> JobRunner:
-        engine = Engine(tiny, profile=measure_profile(tiny))
+    def runner(kind: Kind, *, lease_s: float = 30.0, workers: int = 1, model: LanguageModel | None = None) -> JobRunner:
+        model = model or tiny
+        engine = Engine(model, profile=measure_profile(model))
         made.append(JobRunner(store, engine, {"work": kind}, workers=workers, lease_s=lease_s))
         return made[-1]
 
@@ -151,6 +157,29 @@ def test_a_kind_that_nobody_knows_fails(store: Store, make: Callable[..., JobRun
     assert "no jobs of kind 'wrok'" in str(wait(store, job.id).error)
 
 
+def test_two_servers_with_different_models_each_do_the_jobs_of_their_own(
+    store: Store, tiny: LanguageModel, make: Callable[..., JobRunner]
+) -> None:
+    other = tiny_model(seed=7)
+    kinds, runners = (Steps(), Steps()), []
+    for kind, model in zip(kinds, (tiny, other), strict=True):
+        kind.go_on.set()
+        runners.append(make(kind, workers=2, model=model))
+    mine, others = runners
+    assert mine.model.matches(tiny.ref)
+    assert not mine.model.matches(other.ref)
+    mine.start()
+    for_other = [store.jobs.create(OWNER, "work", {}, model=others.model) for _ in range(3)]
+    for_mine = [store.jobs.create(OWNER, "work", {}, model=mine.model) for _ in range(3)]
+    mine.wake()
+    assert {wait(store, job.id).state for job in for_mine} == {"ready"}
+    assert (kinds[0].runs, kinds[1].runs) == (3, 0)
+    assert {store.jobs.get(OWNER, job.id).state for job in for_other} == {"pending"}
+    others.start()
+    assert {wait(store, job.id).state for job in for_other} == {"ready"}
+    assert (kinds[0].runs, kinds[1].runs) == (3, 3)
+
+
 @pytest.mark.parametrize("told", [True, False], ids=["told", "by the beat"])
 def test_a_cancelled_job_stops(store: Store, make: Callable[..., JobRunner], told: bool) -> None:
     kind = Steps()
@@ -162,10 +191,7 @@ def test_a_cancelled_job_stops(store: Store, make: Callable[..., JobRunner], tol
     store.jobs.cancel(OWNER, job.id)
     if told:
         runner.drop(job.id)
-    until = time.monotonic() + 10
-    while runner.running and time.monotonic() < until:
-        time.sleep(0.01)
-    assert runner.running == 0
+    assert kind.left.wait(10)
     assert wait(store, job.id).state == "cancelled"
     assert store.recipes.list(OWNER)[1] == 0
 
@@ -322,7 +348,7 @@ def test_two_workers_on_one_job_do_not_disturb_each_other(store: Store, make: Ca
     until = time.monotonic() + 10
     while steps.runs < 2 and time.monotonic() < until:
         time.sleep(0.01)
-    assert runner.running == 2
+    assert (steps.runs, steps.left.is_set()) == (2, False)
     steps.go_on.set()
     assert wait(store, job.id).state == "ready"
     again = store.jobs.create(OWNER, "work", {})
@@ -343,7 +369,7 @@ def test_what_was_deleted_is_swept_while_the_server_runs(
     store: Store, make: Callable[..., JobRunner], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.recipes.delete(OWNER, store.recipes.add(OWNER, RECIPE).id)
-    monkeypatch.setattr(jobs, "_SWEEP_S", 0.0)
+    monkeypatch.setattr(housekeeping, "_EVERY_S", 0.0)
     make(Steps(), lease_s=0.3).start()
     until = time.monotonic() + 10
     while list(store.folder.rglob("*.safetensors")) and time.monotonic() < until:

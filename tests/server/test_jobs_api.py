@@ -12,10 +12,12 @@ import httpx2
 import pytest
 from fastapi.testclient import TestClient
 from tests.server.rig import Served, app_over, asking, bearer, error_of, key_for, serving, settings_in
+from tests.tiny import tiny_model
 
 from steersman.models.language_model import LanguageModel
 from steersman.server import parts
 from steersman.server.job_kinds.desk import Desk, Done
+from steersman.server.steering import public_name
 from steersman.store.facts import JobRecord
 from steersman.store.store import Store
 
@@ -90,13 +92,16 @@ class Waits:
     """A job that goes on until it is stopped."""
 
     def __init__(self) -> None:
-        self.began = threading.Event()
+        self.began, self.left = threading.Event(), threading.Event()
 
     def run(self, job: JobRecord, desk: Desk) -> Done:
-        while True:
-            desk.tell("step", {"labels": ["one\ntwo", "ü"]})
-            self.began.set()
-            time.sleep(0.02)
+        try:
+            while True:
+                desk.tell("step", {"labels": ["one\ntwo", "ü"]})
+                self.began.set()
+                time.sleep(0.02)
+        finally:
+            self.left.set()
 
 
 @pytest.fixture
@@ -120,10 +125,7 @@ def test_events_come_while_the_job_runs_and_end_when_it_is_cancelled(endless: Wa
                         assert other.delete(f"/v1/jobs/{job}").json()["state"] == "cancelled"
             assert seen[-1] == "ended"
             assert data["state"] == "cancelled"
-    until = time.monotonic() + 5
-    while busy.app.state.context.runner.running:
-        assert time.monotonic() < until
-        time.sleep(0.01)
+    assert endless.left.wait(5)
 
 
 def test_deleting_a_set_stops_the_work_on_it(endless: Waits, busy: Served) -> None:
@@ -132,10 +134,7 @@ def test_deleting_a_set_stops_the_work_on_it(endless: Waits, busy: Served) -> No
         made = client.post("/steerable-model", json=body).json()["id"]
         assert endless.began.wait(10)
         assert client.delete(f"/steerable-model/{made}").status_code == 200
-    until = time.monotonic() + 5
-    while busy.app.state.context.runner.running:
-        assert time.monotonic() < until
-        time.sleep(0.01)
+    assert endless.left.wait(5)
 
 
 def test_a_server_that_ends_gives_its_job_back(endless: Waits, tiny: LanguageModel, store: Store) -> None:
@@ -145,6 +144,23 @@ def test_a_server_that_ends_gives_its_job_back(endless: Waits, tiny: LanguageMod
         assert endless.began.wait(10)
     given_back = store.jobs.get("local", job)
     assert (given_back.state, given_back.attempts) == ("pending", 0)
+
+
+def test_a_job_waits_for_a_server_with_the_model_that_it_was_asked_of(
+    endless: Waits, tiny: LanguageModel, store: Store
+) -> None:
+    with asking(app_over(tiny, store)) as client:
+        asked = client.post("/v1/jobs", json=FIT).json()
+    assert asked["model"] == {
+        "id": public_name(tiny.ref),
+        "config_hash": tiny.ref.config_hash,
+        "weights_hash": tiny.ref.weights_hash,
+    }
+    with asking(app_over(tiny_model(seed=7), store, job_workers=1)) as client:
+        assert not endless.began.wait(1.5)
+        assert client.get(f"/v1/jobs/{asked['id']}").json() == asked
+    with asking(app_over(tiny, store, job_workers=1)):
+        assert endless.began.wait(10)
 
 
 # --- refusals; no job runs here
@@ -170,6 +186,8 @@ def test_a_server_that_ends_gives_its_job_back(endless: Waits, tiny: LanguageMod
         ({"kind": "fit", "name": "a", "pairs": PAIRS[:1]}, "pairs", "pairs"),
         ({"kind": "fit", "name": "a", "personas": {"positive_examples": ["a"]}}, None, "negative_examples"),
         ({"kind": "autosteer", "behaviour": ""}, "behaviour", "behaviour"),
+        ({"kind": "autosteer", "behaviour": "Be formal and casual."}, None, "exclude each other"),
+        ({"kind": "autosteer", "behaviour": "Be kind.", "opposite": "be kind"}, None, "says the same"),
         ({"kind": "autosteer", "behaviour": "Be kind.", "optimiser": "gradiant"}, None, "did you mean 'gradient'"),
         ({"kind": "autosteer", "behaviour": "Be kind.", "sae": "/etc"}, "sae", "unknown field 'sae'"),
         ({"kind": "evaluate"}, None, "give either"),

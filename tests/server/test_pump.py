@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any
 
 import pytest
@@ -47,8 +47,19 @@ def kept(result: Result) -> tuple[object, ...]:
     return result.text, result.token_ids, result.finish_reason, result.seed, result.strength
 
 
+async def stream_of(pump: Pump, request: Request) -> AsyncIterator[Chunk]:
+    """One answer piece by piece, as a route reads it; leaving early cancels it."""
+    feed = await pump.open([request], stream=True)
+    try:
+        async for pieces in feed:
+            for _, chunk in pieces:
+                yield chunk
+    finally:
+        feed.cancel()
+
+
 async def streamed(pump: Pump, request: Request) -> Result:
-    chunks = [chunk async for chunk in pump.stream(request)]
+    chunks = [chunk async for chunk in stream_of(pump, request)]
     result = chunks[-1].result
     assert result is not None
     assert "".join(chunk.text for chunk in chunks) == result.text
@@ -71,7 +82,7 @@ async def is_soon(condition: Callable[[], bool]) -> bool:
 
 async def begun(pump: Pump, request: Request) -> tuple[Any, Chunk]:
     """A stream whose first piece is there."""
-    stream = pump.stream(request)
+    stream = stream_of(pump, request)
     return stream, await anext(stream)
 
 

@@ -271,7 +271,7 @@ def test_a_table_is_read_as_it_stands(tmp_path: Path, tiny: LanguageModel) -> No
         return WordEncoder()
 
     router = Router.from_file(tmp_path / "routes.toml", model=tiny, encoder=encoder, sae=lambda _: toy_sae_for(tiny))
-    assert router.recipes == ("child-friendly", "pirate", "formal")
+    assert [rule.recipe for rule in router.rules] == ["child-friendly", "pirate", "formal"]
     assert router.route("ships at anchor") is not None
     assert named == ["default"]
 

@@ -322,7 +322,8 @@ def test_a_completion_that_makes_no_sense_is_refused(ready: tuple[TestClient, st
 
 def test_a_set_that_failed_says_why(client: TestClient, store: Store) -> None:
     made = client.post("/steerable-model", json=_body()).json()["id"]
-    assert store.jobs.claim("somebody", 30)
+    asked = store.jobs.list("local")[0][0]
+    assert store.jobs.claim("somebody", 30, model=asked.model)
     assert client.get(f"/steerable-model/{made}/status").json()["status"] == "training"
     store.jobs.fail(store.sets.get("local", made).job_id, "somebody", "the pairs do not differ")
     told = {"id": made, "status": "failed", "error": "the pairs do not differ"}

@@ -9,12 +9,16 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sqlalchemy import func, select
 from tests.store.rooms import Clock, Room, at_once, small_recipe
 
 from steersman.errors import Busy, Conflict, DataError, NotFound, SteersmanError, StorageError
+from steersman.models.language_model import ModelRef
 from steersman.store import job_rows
+from steersman.store import jobs as store_jobs
 from steersman.store.facts import ENDED, JobRecord
 from steersman.store.store import Store
+from steersman.store.tables import EventRow
 
 
 def _running(store: Store, worker: str = "w", owner: str = "ann", kind: str = "fit") -> JobRecord:
@@ -63,6 +67,63 @@ def _claim_all(store: Store, worker: str) -> list[str]:
 def test_a_lease_has_an_end(store: Store, lease_s: float) -> None:
     with pytest.raises(DataError, match="lease"):
         store.jobs.claim("w", lease_s)
+
+
+# --- models
+
+
+_ONE = ModelRef(id="one", config_hash="c", weights_hash="w")
+_OTHERS = (ModelRef(id="one", config_hash="c", weights_hash="v"), ModelRef(id="one", config_hash="d", weights_hash="w"))
+
+
+def test_a_job_is_taken_only_by_workers_with_its_model(store: Store) -> None:
+    made = store.jobs.create("ann", "fit", {}, model=_ONE)
+    in_set = store.sets.create(
+        "ann", "s", model="one", method="lat", dimensions={}, prompts=None, request={}, ref=_OTHERS[0]
+    )
+    for_any = store.jobs.create("ann", "fit", {})
+    assert made.model == _ONE
+    assert [job.model for job in store.jobs.list("ann")[0]] == [None, _OTHERS[0], _ONE]
+    assert store.jobs.claim("w", 30, model=_OTHERS[1]) == store.jobs.get("ann", for_any.id)
+    assert store.jobs.claim("w", 30, model=_OTHERS[1]) is None
+    assert store.jobs.claim("w", 30) is None
+    renamed = ModelRef(id="elsewhere", config_hash="c", weights_hash="w")  # The same model in another place.
+    claimed = store.jobs.claim("v", 30, model=renamed)
+    assert claimed is not None
+    assert (claimed.id, claimed.model) == (made.id, _ONE)
+    of_set = store.jobs.claim("u", 30, model=_OTHERS[0])
+    assert of_set is not None
+    assert of_set.id == in_set.job_id
+
+
+def test_a_job_that_is_given_back_waits_for_its_model_again(store: Store, clock: Clock) -> None:
+    made = store.jobs.create("ann", "fit", {}, model=_ONE)
+    assert store.jobs.claim("w", 30, model=_ONE) is not None
+    assert store.jobs.release(made.id, "w")
+    assert store.jobs.claim("w", 30, model=_OTHERS[0]) is None
+    assert store.jobs.claim("w", 30, model=_ONE) is not None
+    clock.move(31)
+    assert store.jobs.recover() == 1  # Whoever notices.
+    assert store.jobs.claim("v", 30, model=_OTHERS[1]) is None
+    assert store.jobs.claim("v", 30, model=_ONE) is not None
+
+
+def test_many_workers_of_two_models_share_the_jobs_out(room: Room, store: Store) -> None:
+    refs = (_ONE, _OTHERS[0])
+    made = [{store.jobs.create("ann", "fit", {}, model=ref).id for _ in range(10)} for ref in refs]
+    with room.open() as other:
+
+        def claim_all(n: int) -> list[str]:
+            claimed, opened = [], (store, other)[n // 2 % 2]
+            while (job := opened.jobs.claim(f"worker {n}", 30, model=refs[n % 2])) is not None:
+                claimed.append(job.id)
+            return claimed
+
+        found = at_once(8, claim_all)
+    for which in range(2):
+        taken = [job for jobs in found[which::2] for job in jobs]
+        assert len(taken) == len(set(taken))
+        assert set(taken) == made[which]
 
 
 # --- leases
@@ -315,6 +376,60 @@ def test_events_are_counted_without_gaps_by_any_number_of_tellers(store: Store) 
         store.jobs.tell("job_0", "log", {})
     with pytest.raises(DataError):
         store.jobs.tell(job.id, "log", {"x": float("inf")})
+
+
+# --- removal
+
+
+def test_what_ended_long_ago_is_removed_with_its_events_and_nothing_else(
+    store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_jobs, "_MOST_AT_ONCE", 2)
+    ready, failed, cancelled, running = (_running(store, f"w{n}") for n in range(4))
+    store.jobs.tell(ready.id, "step", {})
+    store.jobs.finish(ready.id, "w0", {}, recipes={"a": small_recipe("a")})
+    store.jobs.fail(failed.id, "w1", "why")
+    store.jobs.cancel("ann", cancelled.id)
+    waiting = store.jobs.create("bob", "fit", {})
+    clock.move(100)
+    store.jobs.cancel("bob", waiting.id)
+    later = _running(store, "w5")
+    store.jobs.finish(later.id, "w5", {})
+    assert store.jobs.prune(101) == 0
+    assert store.jobs.ended([job.id for job in (ready, failed, cancelled, running, later)] + ["job_0", "\0"]) == {
+        ready.id, failed.id, cancelled.id, later.id
+    }  # fmt: skip
+    assert [store.jobs.prune(50) for _ in range(3)] == [2, 1, 0]
+    assert [job.id for job in store.jobs.list("ann")[0]] == [later.id, running.id]
+    assert store.jobs.list("bob")[1] == 1
+    with store._database.reading() as session:
+        assert session.scalar(select(func.count()).select_from(EventRow)) == 0
+    assert store.recipes.load("ann", "a").edits == small_recipe("a").edits
+    for act in (store.jobs.get, store.jobs.standing, store.jobs.events):
+        with pytest.raises(NotFound):
+            act("ann", ready.id)
+
+
+def test_the_job_of_a_set_stays_for_as_long_as_the_set(store: Store, clock: Clock) -> None:
+    made = store.sets.create("ann", "s", model="m", method="lat", dimensions={}, prompts=None, request={})
+    assert store.jobs.claim("w", 30) is not None
+    store.jobs.finish(made.job_id, "w", {}, vectors={"a": small_recipe("a")})
+    clock.move(100)
+    assert store.jobs.prune(50) == 0
+    assert [*store.sets.vectors("ann", made.id)] == ["a"]
+    store.sets.delete("ann", made.id)
+    assert store.jobs.prune(50) == 1
+
+
+def test_servers_that_remove_at_once_do_not_disturb_each_other(room: Room, store: Store, clock: Clock) -> None:
+    for _ in range(20):
+        job = _running(store)
+        store.jobs.finish(job.id, "w", {})
+    clock.move(100)
+    with Store.open(room.url, room.folder, clock=clock) as other:
+        removed = at_once(6, lambda n: (store, other)[n % 2].jobs.prune(50))
+    assert sum(removed) == 20
+    assert store.jobs.list("ann") == ([], 0)
 
 
 # --- lists and owners

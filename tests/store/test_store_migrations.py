@@ -13,6 +13,7 @@ from sqlalchemy import Connection, inspect, text
 from tests.store.rooms import Room, small_recipe
 
 from steersman.errors import StorageError
+from steersman.models.language_model import ModelRef
 from steersman.store.migrations.upgrade import VERSION_TABLE, config
 from steersman.store.store import Store
 from steersman.store.tables import Table
@@ -59,6 +60,19 @@ def test_the_steps_can_be_taken_back_and_again(room: Room, store: Store) -> None
         assert again.recipes.list("ann") == ([], 0)
         with _connection(again) as connection:
             assert set(inspect(connection).get_table_names()) == {VERSION_TABLE, *Table.metadata.tables}
+
+
+def test_jobs_from_before_there_were_models_are_for_any(room: Room) -> None:
+    with room.open() as store:
+        made = store.jobs.create("ann", "fit", {"n": 1})
+        with _connection(store) as connection, connection.begin():
+            command.downgrade(config(connection), "0001")
+            assert "model_id" not in {column["name"] for column in inspect(connection).get_columns("jobs")}
+    with room.open() as store:
+        assert store.jobs.get("ann", made.id) == made
+        claimed = store.jobs.claim("w", 30, model=ModelRef(id="m", config_hash="c", weights_hash="w"))
+        assert claimed is not None
+        assert (claimed.id, claimed.model) == (made.id, None)
 
 
 def test_a_newer_database_is_refused_and_left_alone(room: Room) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
+from sqlalchemy import text
 from tests.postgres import Cluster
 from tests.store.rooms import small_recipe
 
@@ -165,6 +169,81 @@ def test_a_writer_that_never_ends_is_not_waited_for_without_end(
             other.close()
         store.recipes.add("ann", small_recipe())
         assert store.sweep() == 0
+
+
+@contextlib.contextmanager
+def _locked(url: str, table: str) -> Iterator[None]:
+    """Somebody else holds a table and does not let go."""
+    with psycopg.connect(url) as other:
+        other.execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE".encode())
+        yield
+
+
+def test_a_lock_that_is_never_given_back_is_not_waited_for_without_end(
+    postgres: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "BUSY_S", 0.3)
+    url = postgres.new_database()
+    with Store.open(url, tmp_path) as store:
+        job = store.jobs.create("ann", "fit", {})
+        acts: list[Callable[[], Any]] = [
+            lambda: store.jobs.create("ann", "fit", {}),
+            lambda: store.jobs.get("ann", job.id),
+            lambda: store.jobs.list("ann"),
+            lambda: store.jobs.claim("w", 30),
+            lambda: store.jobs.prune(1),
+            lambda: store.sets.list("ann"),
+        ]
+        with _locked(url, "jobs"):
+            for act in acts:
+                began = time.monotonic()
+                with pytest.raises(StorageError, match="busy") as caught:
+                    act()
+                assert time.monotonic() - began < 5
+                _check_words(caught.value)
+            assert store.recipes.list("ann") == ([], 0)
+        assert store._database._engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+        assert store.jobs.list("ann") == ([job], 1)
+        claimed = store.jobs.claim("w", 30)
+        assert claimed is not None
+        assert claimed.id == job.id
+
+
+def test_a_statement_that_takes_too_long_is_ended(
+    postgres: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "STATEMENT_S", 0.3)
+    with Store.open(postgres.new_database(), tmp_path) as store:
+        with pytest.raises(StorageError, match="did not answer within") as caught, store._database.reading() as session:
+            session.execute(text("SELECT pg_sleep(30)"))
+        _check_words(caught.value)
+        store.ping()
+
+
+def test_a_transaction_that_is_left_open_loses_its_locks(
+    postgres: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "_IDLE_S", 0.3)
+    with Store.open(postgres.new_database(), tmp_path) as store:
+        job = store.jobs.create("ann", "fit", {})
+
+        def hang() -> None:
+            with store._database.writing() as session:
+                session.execute(text("UPDATE jobs SET state = 'ready'"))
+                time.sleep(1.0)
+                session.execute(text("SELECT 1"))
+
+        with pytest.raises(StorageError, match="left open too long") as caught:
+            hang()
+        _check_words(caught.value)
+        assert store.jobs.get("ann", job.id).state == "pending"
+
+
+def test_options_that_stand_in_the_address_hold(postgres: Cluster, tmp_path: Path) -> None:
+    with Store.open(postgres.new_database(), tmp_path) as store, store._database.reading() as session:
+        assert str(session.scalar(text("SHOW search_path"))).startswith("store_")
+        assert session.scalar(text("SHOW lock_timeout")) == "30s"
+        assert session.scalar(text("SHOW statement_timeout")) == "1min"
 
 
 def test_no_connection_is_lost_by_refusals(tmp_path: Path) -> None:

@@ -35,8 +35,6 @@ def test_a_set_comes_with_its_job(store: Store, clock: Clock) -> None:
     assert re.fullmatch("my-model-[0-9a-f]{8}", made.id)
     assert (made.state, made.error, made.created_at) == ("pending", None, clock.now)
     assert made.dimensions == _DIMENSIONS
-    assert made.prompts == ("One.", "Two.")
-    assert _make(store, prompts=None).prompts is None
     job = store.jobs.get("ann", made.job_id)
     assert (job.kind, job.request) == (KIND, {"layers": [1, 2], "set": made.id})
     assert store.sets.get("ann", made.id) == made

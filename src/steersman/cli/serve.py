@@ -45,6 +45,9 @@ def serve(
     max_queue: Annotated[int, typer.Option(min=1, help="Requests that may wait; more are told to come back.")] = 64,
     slots: Annotated[int, typer.Option(min=1, help="Requests that run at once, in one batch.")] = 16,
     workers: Annotated[int, typer.Option(min=0, help="Jobs that run at once; 0 leaves them to other servers.")] = 1,
+    keep_jobs: Annotated[
+        float, typer.Option(min=0, help="Days that ended jobs are kept (what they made stays); 0 is for ever.")
+    ] = 30.0,
     rate: Annotated[float, typer.Option(min=0.001, help="Requests a minute and key.")] = 600.0,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that an answer may take to begin.")] = 300.0,
     grace: Annotated[
@@ -91,6 +94,7 @@ def serve(
         request_timeout_s=timeout,
         rate_per_minute=rate,
         job_workers=workers,
+        keep_jobs_days=keep_jobs,
         steering=steering,
         routes=routes,
         log_prompts=log_prompts,

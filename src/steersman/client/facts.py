@@ -217,6 +217,8 @@ class Job(Fact):
     created_at: datetime
     started_at: datetime | None
     ended_at: datetime | None
+    model: dict[str, JsonValue] | None = None
+    """The model that it is for; None: any, or an older server."""
 
     @property
     def has_ended(self) -> bool:

@@ -107,6 +107,8 @@ def follow(call: Call[Any], last_kind: str) -> Streamed[ServerEvent]:
                 call = replace(call, last_event_id=event.id or call.last_event_id)
                 if event.kind == last_kind:
                     return
+        if gone.status in _AGAIN and not has_begun:
+            raise gone  # Refused as often as a refusal is tried again.
         if gone.status not in _AWAY or not (yield Again(attempt, None, is_patient=has_begun and is_away)):
             raise gone
         attempt += 1

@@ -10,7 +10,7 @@ from urllib.parse import quote
 from pydantic import JsonValue
 
 from steersman.client.facts import AutosteerOutcome, Job, JobEvent, JobState, Page
-from steersman.client.flow import ask, each, follow
+from steersman.client.flow import ask, each, follow, poll
 from steersman.client.methods import Method, StreamMethod
 from steersman.client.steps import Call, Flow, Item, Streamed
 from steersman.client.streaming import ServerEvent
@@ -21,6 +21,7 @@ Progress: TypeAlias = Callable[[JobEvent], None]
 
 _ROOT = "/v1/jobs"
 _ENDED = "ended"
+_POLL_S = 2.0
 
 
 def create(kind: str, request: Mapping[str, Any]) -> Flow[Job]:
@@ -64,7 +65,7 @@ def get(job_id: str) -> Flow[Job]:
     Raises:
         ApiError: status 404 where there is none of yours; else as of `Client.chat`.
     """
-    return (yield from ask(Call(method="GET", path=_at(job_id), read=Job.model_validate, is_harmless=True)))
+    return (yield from ask(_job(job_id)))
 
 
 def cancel(job_id: str) -> Flow[Job]:
@@ -115,12 +116,17 @@ def wait(job_id: str, progress: Progress | None = None) -> Flow[Job]:
 
     Args:
         job_id: which.
-        progress: called with every event.
+        progress: called with every event, unless so many jobs are being watched that the server lets nobody else.
 
     Raises:
         ApiError: as of `events`.
     """
-    yield from each(events(job_id), progress or (lambda event: None))
+    try:
+        yield from each(events(job_id), progress or (lambda event: None))
+    except ApiError as error:
+        if error.status != 503:
+            raise
+        return (yield from poll(_job(job_id), lambda job: job.has_ended, _POLL_S))
     return (yield from get(job_id))
 
 
@@ -183,6 +189,10 @@ class JobMethods:
     cancel = Method(cancel)
     events = StreamMethod(events)
     wait = Method(wait)
+
+
+def _job(job_id: str) -> Call[Job]:
+    return Call(method="GET", path=_at(job_id), read=Job.model_validate, is_harmless=True)
 
 
 def _at(job_id: str) -> str:

@@ -9,6 +9,7 @@ from fastapi import Depends, Request
 
 from steersman.engine.engine import Engine
 from steersman.errors import Busy
+from steersman.server.events import Watchers
 from steersman.server.jobs import JobRunner
 from steersman.server.metrics import Metrics
 from steersman.server.pump import Pump
@@ -32,6 +33,7 @@ class Context:
     runner: JobRunner
     steering: Steering
     metrics: Metrics
+    watchers: Watchers
 
 
 def get_context(request: Request) -> Context:

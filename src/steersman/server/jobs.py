@@ -1,12 +1,13 @@
 """Work in the background: threads that take jobs from the store, lease by lease, so that none is lost and none is stuck.
 
-A worker holds a lease on its job, and one thread renews all leases. When the process dies, they run out, and the job is begun
-again (here or by another server on the same database), or failed when that has happened too often. Knows nothing of what the
-jobs do, of SQL or of HTTP.
+A worker takes the jobs that are for its engine's model and holds a lease on the one it works on; one thread renews all leases.
+When the process dies, they run out, and the job is begun again (here or by another server on the same database), or failed when
+that has happened too often. Knows nothing of what the jobs do, of SQL or of HTTP.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import secrets
@@ -20,8 +21,11 @@ from pathlib import Path
 from steersman.engine.engine import Engine
 from steersman.errors import Conflict, NotFound, SteersmanError, StorageError
 from steersman.models.asking import Ask
+from steersman.models.language_model import ModelRef
+from steersman.server.housekeeping import Housekeeping
 from steersman.server.job_kinds.desk import Desk, Done, Kind, Stopped
 from steersman.server.job_kinds.held import Held
+from steersman.server.steering import public_name
 from steersman.server.words import told
 from steersman.store.facts import ENDED, JobRecord
 from steersman.store.store import Store
@@ -33,7 +37,6 @@ LEASE_S = 30.0
 MOST_ATTEMPTS = 3
 """A job that stopped so often while running is failed: it may be what brings the server down."""
 _POLL_S = 0.5
-_SWEEP_S = 3600.0
 _STORAGE_PAUSE_S = 1.0
 _STORAGE_PATIENCE_S = 300.0
 _log = logging.getLogger(__name__)
@@ -51,6 +54,7 @@ class JobRunner:
         workers: int = 1,
         lease_s: float = LEASE_S,
         ask: Ask | None = None,
+        keep_jobs_s: float = 0.0,
     ) -> None:
         """Nothing runs before `start`.
 
@@ -61,10 +65,13 @@ class JobRunner:
             workers: jobs that run at once; 0 leaves them to other servers.
             lease_s: how long a job stays with a worker that is not heard of.
             ask: a language model behind an endpoint.
+            keep_jobs_s: how long jobs are kept that have ended; 0 is for ever.
         """
         self._store, self._kinds, self._ask = store, kinds, ask
         self._engine, self._lease_s = engine, lease_s
+        self._model = dataclasses.replace(engine.model.ref, id=public_name(engine.model.ref))
         self._stopping, self._news, self._over = threading.Event(), threading.Event(), threading.Event()
+        self._chores = Housekeeping(store, keep_jobs_s)
         self._lock = threading.Lock()
         self._held: dict[str, Held] = {}
         """By worker: a job whose lease ran out may be with two of them for a moment."""
@@ -74,6 +81,11 @@ class JobRunner:
             for n in range(workers)
         ]
         self._beats = threading.Thread(target=self._beat, name="job-beat", daemon=True)
+
+    @property
+    def model(self) -> ModelRef:
+        """Whose jobs it takes, under the name that callers know it by: a model's own may be a place on the disk."""
+        return self._model
 
     @property
     def ask(self) -> Ask | None:
@@ -90,12 +102,6 @@ class JobRunner:
         """Whether a worker still runs: after `stop`, one whose job has not looked up yet."""
         return any(thread.is_alive() for thread in self._workers)
 
-    @property
-    def running(self) -> int:
-        """Jobs that are being worked on here."""
-        with self._lock:
-            return len(self._held)
-
     def start(self) -> None:
         """Take up what an earlier process left behind, and begin.
 
@@ -103,7 +109,7 @@ class JobRunner:
             StorageError: the database does not answer.
         """
         self._store.jobs.recover(MOST_ATTEMPTS)
-        self._tidy()
+        self._chores.tidy()
         for thread in (*self._workers, self._beats):
             thread.start()
 
@@ -159,7 +165,7 @@ class JobRunner:
 
     def _claimed(self, worker: str) -> JobRecord | None:
         try:
-            return self._store.jobs.claim(worker, self._lease_s)
+            return self._store.jobs.claim(worker, self._lease_s, model=self._model)
         except StorageError as error:
             _log.warning("no job can be looked for: %s", error)
         except Exception:  # noqa: BLE001 - a worker that dies leaves all jobs waiting for ever.
@@ -247,12 +253,6 @@ class JobRunner:
         except StorageError as error:
             _log.warning("job %s stays leased for a while: %s", held.job.id, error)
 
-    def _tidy(self) -> None:
-        """Remove folders of jobs that ended while no worker held them; others may be of another database beside this one."""
-        folders = {folder.name: folder for folder in (self._store.folder / "jobs").glob("job_*")}
-        for job_id in self._store.jobs.ended(folders):
-            shutil.rmtree(folders[job_id], ignore_errors=True)
-
     def _folder(self, job: JobRecord) -> Path:
         return self._store.folder / "jobs" / job.id
 
@@ -270,7 +270,6 @@ class JobRunner:
     # --- leases
 
     def _beat(self) -> None:
-        sweep_at = time.monotonic() + _SWEEP_S
         while not self._over.wait(self._lease_s / 3):
             with self._lock:
                 there = list(self._held.values())
@@ -281,9 +280,7 @@ class JobRunner:
                         held.stop.set()
                 if self._store.jobs.recover(MOST_ATTEMPTS):
                     self.wake()
-                if time.monotonic() > sweep_at:  # What was deleted must not fill the disk until the next start.
-                    sweep_at = time.monotonic() + _SWEEP_S
-                    self._store.sweep()
+                self._chores.when_due({held.job.id for held in there})
             except SteersmanError as error:
                 _log.warning("leases could not be renewed: %s", error)
             except Exception:  # noqa: BLE001 - without this thread every lease runs out.

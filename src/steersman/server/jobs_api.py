@@ -7,29 +7,27 @@ GET  /v1/jobs/{id}/events      server-sent events from the first one on, or behi
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
-import anyio
 import anyio.to_thread
-from fastapi import APIRouter, Header, Path, Query
+from fastapi import APIRouter, Depends, Header, Path, Query
 from fastapi.responses import StreamingResponse
 
-from steersman.errors import Conflict, NotFound, RequestError, StorageError
+from steersman.errors import Conflict, NotFound, RequestError
 from steersman.evals.evaluate import judge_names
 from steersman.evals.methods import methods_of
 from steersman.models.asking import Ask
 from steersman.server.auth import Caller, needs
 from steersman.server.context import Context, Deps
 from steersman.server.errors import ERRORS
-from steersman.server.job_kinds.autosteering import endpoint_for, optimiser_of
+from steersman.server.events import told
+from steersman.server.job_kinds.autosteering import behaviour_of, endpoint_for, optimiser_of
 from steersman.server.job_kinds.evaluating import asked_behaviour, settings_of
 from steersman.server.job_kinds.fitting import pairs_of
 from steersman.server.jobs_bodies import (
     AutosteerBody,
     EvaluateBody,
-    EventView,
     FitBody,
     JobBody,
     JobList,
@@ -38,17 +36,13 @@ from steersman.server.jobs_bodies import (
 from steersman.server.layers import check_layers
 from steersman.steering.pairs import distinct, load_named
 from steersman.steering.personas import enough_openings, persona_pairs
-from steersman.store.facts import ENDED, JobEvent, JobRecord, JobState
+from steersman.store.facts import JobState
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses={**ERRORS})
 
 _Reader = Annotated[Caller, needs("read")]
 _Trainer = Annotated[Caller, needs("train")]
 _Id = Annotated[str, Path(min_length=1, max_length=200, description="Id of one of your jobs.")]
-_LOOK_S = 0.3
-_QUIET_S = 15.0
-_STORAGE_PAUSE_S = 2.0
-_AT_ONCE = 500
 _EVENTS: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "Server-sent events: `id` counts from 1, `event` is the kind, `data` an EventView; the last is `ended`.",
@@ -68,7 +62,7 @@ def create_job(caller: _Trainer, deps: Deps, body: JobBody) -> JobView:
         _check_evaluate(body, deps)
     if isinstance(body, FitBody | AutosteerBody) and body.name is not None:
         _check_free(deps, caller.owner, body.name)
-    made = deps.store.jobs.create(caller.owner, body.kind, body.model_dump(mode="json"))
+    made = deps.store.jobs.create(caller.owner, body.kind, body.model_dump(mode="json"), model=deps.runner.model)
     deps.runner.wake()
     return JobView.of(made)
 
@@ -101,12 +95,19 @@ def cancel_job(caller: _Trainer, deps: Deps, job_id: _Id) -> JobView:
     return JobView.of(record)
 
 
+async def _seat(caller: _Reader, deps: Deps) -> AsyncIterator[None]:
+    """A place among those who watch, kept until the last byte was sent."""
+    with deps.watchers.seat(caller.key_id):
+        yield
+
+
 @router.get(
     "/{job_id}/events",
     operation_id="watch_job",
     summary="Watch a job",
     responses=_EVENTS,
     response_class=StreamingResponse,
+    dependencies=[Depends(_seat, scope="request")],
 )
 async def watch_job(
     caller: _Reader,
@@ -115,45 +116,9 @@ async def watch_job(
     last_event_id: Annotated[int, Header(ge=0, lt=1 << 31, description="Begin behind this event.")] = 0,
 ) -> StreamingResponse:
     """What happened so far and what happens, until the job ends."""
-    await anyio.to_thread.run_sync(deps.store.jobs.get, caller.owner, job_id)
-    lines = _told(deps, caller.owner, job_id, last_event_id)
+    await anyio.to_thread.run_sync(deps.store.jobs.standing, caller.owner, job_id)
+    lines = told(deps.store.jobs, caller.owner, job_id, last_event_id, lambda: deps.runner.is_stopping)
     return StreamingResponse(lines, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
-
-
-async def _told(deps: Context, owner: str, job_id: str, after: int) -> AsyncIterator[str]:
-    """The events as lines; a comment now and then, so that the connection is not taken for dead."""
-    last_word = time.monotonic()
-    while not deps.runner.is_stopping:
-        try:
-            # The state first: what was told before the end is there when the end is seen.
-            job, events = await anyio.to_thread.run_sync(_look, deps, owner, job_id, after)
-        except StorageError:
-            await anyio.sleep(_STORAGE_PAUSE_S)
-            continue
-        for event in events:
-            after = event.number
-            yield _event(event.kind, EventView.of(event).model_dump_json(), event.number)
-        if events:
-            last_word = time.monotonic()
-            continue
-        if job.state in ENDED:
-            yield _event("ended", JobView.of(job).model_dump_json())
-            return
-        if time.monotonic() - last_word > _QUIET_S:
-            last_word = time.monotonic()
-            yield ": nothing new\n\n"
-        await anyio.sleep(_LOOK_S)
-
-
-def _look(deps: Context, owner: str, job_id: str, after: int) -> tuple[JobRecord, list[JobEvent]]:
-    job = deps.store.jobs.get(owner, job_id)
-    return job, deps.store.jobs.events(owner, job_id, after=after, limit=_AT_ONCE)
-
-
-def _event(kind: str, data: str, number: int | None = None) -> str:
-    """One server-sent event; JSON has no line breaks of its own."""
-    head = f"id: {number}\n" if number is not None else ""
-    return f"{head}event: {' '.join(kind.split())}\ndata: {data}\n\n"
 
 
 # --- what can be seen to be wrong is refused at once, not by a failed job
@@ -180,6 +145,7 @@ def _check_fit(body: FitBody, deps: Context) -> None:
 def _check_autosteer(body: AutosteerBody, ask: Ask | None) -> None:
     if body.examples is not None and any(pair.prompt is None for pair in body.examples):
         raise RequestError("every one of the examples needs a 'prompt' that both answers belong to")
+    behaviour_of(body)
     optimiser_of(body, endpoint_for(body, ask))
 
 

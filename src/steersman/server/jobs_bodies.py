@@ -140,6 +140,14 @@ JobBody = Annotated[
 """What `POST /v1/jobs` takes."""
 
 
+class JobModel(Closed):
+    """The model that a job is for, as recipes name theirs."""
+
+    id: str
+    config_hash: str
+    weights_hash: str
+
+
 class JobView(Closed):
     """A job as its owner sees it."""
 
@@ -147,6 +155,7 @@ class JobView(Closed):
     object: Literal["job"] = "job"
     kind: str
     state: JobState
+    model: JobModel | None = Field(description="The only model whose servers take it; null: any.")
     request: dict[str, JsonValue]
     result: dict[str, JsonValue] | None
     error: str | None = Field(description="Why it failed, in one line.")
@@ -158,7 +167,10 @@ class JobView(Closed):
     @classmethod
     def of(cls, job: JobRecord) -> Self:
         """What is told of a record."""
-        return cls(**{name: getattr(job, name) for name in cls.model_fields if name != "object"})
+        ref = job.model
+        model = JobModel(id=ref.id, config_hash=ref.config_hash, weights_hash=ref.weights_hash) if ref else None
+        told = {name: getattr(job, name) for name in cls.model_fields if name not in ("object", "model")}
+        return cls(model=model, **told)
 
 
 class JobList(Closed):

@@ -14,6 +14,7 @@ from steersman.models.endpoint import Endpoint
 from steersman.models.language_model import LanguageModel
 from steersman.models.load import load_model
 from steersman.server.context import Context
+from steersman.server.events import Watchers
 from steersman.server.job_kinds import KINDS
 from steersman.server.jobs import JobRunner
 from steersman.server.metrics import Metrics
@@ -28,6 +29,7 @@ from steersman.steering.traits import load_trait
 from steersman.store.store import Store
 
 _KEPT_TRAITS = 256
+_DAY_S = 86_400.0
 
 
 def open_context(
@@ -66,9 +68,17 @@ def open_context(
         engine=engine,
         pump=Pump(engine, max_queue=settings.max_queue),
         store=store,
-        runner=JobRunner(store, engine, KINDS, workers=settings.job_workers, ask=_ask()),
+        runner=JobRunner(
+            store,
+            engine,
+            KINDS,
+            workers=settings.job_workers,
+            ask=_ask(),
+            keep_jobs_s=settings.keep_jobs_days * _DAY_S,
+        ),
         steering=Steering(store, default, engine.model.ref, lru_cache(_KEPT_TRAITS)(load_trait), router),
         metrics=metrics,
+        watchers=Watchers(settings.max_watchers, settings.max_watchers_per_key),
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import defaultdict, deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import Self
 
 from steersman.engine.engine import Engine, Ticket
@@ -173,20 +173,6 @@ class Pump:
                 self._thread.start()
             self._work.notify()
         return feed
-
-    async def stream(self, request: Request) -> AsyncIterator[Chunk]:
-        """One answer piece by piece; the last piece carries the result. Leaving early (`aclose`, cancellation) cancels it.
-
-        Raises:
-            Busy, RequestError, RecipeMismatch, SaeError: as for `open`, with the first piece.
-        """
-        feed = await self.open([request], stream=True)
-        try:
-            async for pieces in feed:
-                for _, chunk in pieces:
-                    yield chunk
-        finally:
-            feed.cancel()
 
     async def generate(self, request: Request) -> Result:
         """One whole answer; being cancelled cancels it.

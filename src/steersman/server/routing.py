@@ -148,11 +148,6 @@ class Router:
         except DataError as error:
             raise DataError(f"{path}: {error}") from error
 
-    @property
-    def recipes(self) -> tuple[str, ...]:
-        """The names that routes use, each once; for a check when the server starts."""
-        return tuple(dict.fromkeys(rule.recipe for rule in self.rules))
-
     def warm(self) -> Mapping[str, Cut]:
         """Read what is needed now rather than at the first request; the thresholds that were chosen, and how well they part.
 

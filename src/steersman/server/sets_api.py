@@ -85,6 +85,7 @@ def create_set(caller: _Trainer, deps: Deps, body: SetBody) -> SetAnswer:
             "method": body.method,
             "layers": whole["layers"],
         },
+        ref=deps.runner.model,
     )
     deps.runner.wake()
     return SetAnswer.of(made, label=True)

@@ -14,6 +14,8 @@ from urllib.parse import urlsplit
 from steersman.errors import SteersmanError
 from steersman.facts import fact
 
+_MOST_DAYS = 36_500
+
 
 @fact
 class ServerSettings:
@@ -52,6 +54,12 @@ class ServerSettings:
     """Requests a key may send at once after a pause."""
     job_workers: int = 1
     """Jobs that run at once."""
+    keep_jobs_days: float = 30.0
+    """How long jobs are kept that have ended, with their events; 0 is for ever. What they made stays."""
+    max_watchers: int = 128
+    """Streams of job events that may be open at once; more are refused with 503."""
+    max_watchers_per_key: int = 32
+    """Of these, those that one key may have open; without keys only the number in all counts."""
     steering: Path | None = None
     """Recipe that steers every answer, unless a request says otherwise."""
     routes: Path | None = None
@@ -64,7 +72,8 @@ class ServerSettings:
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise SteersmanError(f"port must lie between 0 and 65535, not {self.port}")
-        for name in ("max_body_bytes", "max_upload_bytes", "max_tokens", "slots", "max_queue", "rate_burst"):
+        whole = ("max_body_bytes", "max_upload_bytes", "max_tokens", "slots", "max_queue", "rate_burst")
+        for name in (*whole, "max_watchers", "max_watchers_per_key"):
             if getattr(self, name) < 1:
                 raise SteersmanError(f"{name} must be 1 or more, not {getattr(self, name)}")
         for name in ("request_timeout_s", "rate_per_minute"):
@@ -78,6 +87,8 @@ class ServerSettings:
             raise SteersmanError(f"grace_s must be 0 or a finite number above it, not {self.grace_s}")
         if self.job_workers < 0:
             raise SteersmanError(f"job_workers must be 0 (jobs wait) or more, not {self.job_workers}")
+        if not 0 <= self.keep_jobs_days <= _MOST_DAYS:
+            raise SteersmanError(f"keep_jobs_days must be 0 (for ever) to {_MOST_DAYS}, not {self.keep_jobs_days}")
         if self.require_keys is False and not self.is_loopback:
             raise SteersmanError(
                 f"{self.host} can be reached from other machines, so keys are required there: leave out --no-require-keys, "

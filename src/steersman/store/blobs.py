@@ -50,10 +50,6 @@ class Blobs:
             _sync_folder(path.parent)
         return sha256
 
-    def has(self, sha256: str) -> bool:
-        """Whether the file is there."""
-        return self.path(sha256).is_file()
-
     def read(self, sha256: str) -> dict[str, Tensor]:
         """The tensors of a file, on the CPU.
 

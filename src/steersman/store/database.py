@@ -1,7 +1,8 @@
 """One database, SQLite or PostgreSQL: opened, brought up to date, read and written in short transactions, its errors in words.
 
 Knows nothing of what is kept in it. SQLite runs in WAL mode, writers wait for each other and readers for nobody; PostgreSQL runs
-at READ COMMITTED. A database that went away and came back just works: connections are tried before they are used.
+at READ COMMITTED. Nobody waits without end: not for a lock, and on PostgreSQL neither for a statement nor for a transaction that
+somebody left open. A database that went away and came back just works: connections are tried before they are used.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ from steersman.store.migrations.upgrade import upgrade
 
 BUSY_S = 30.0
 """How long a writer waits for another."""
+STATEMENT_S = 2 * BUSY_S
+"""How long one statement may take on PostgreSQL, waiting included."""
+_IDLE_S = 300.0  # A process that hangs in a transaction loses it, so that its locks hold nobody up for ever.
 # In seconds, but for the last: a server that vanished without a word is noticed in half a minute, not in a quarter of an hour.
 _NETWORK = {
     "connect_timeout": 5,
@@ -75,6 +79,7 @@ class Database:
                 if kind == _SQLITE:
                     _set_wal(engine)
                 with made._writer.begin() as connection:
+                    _take_time(connection)
                     _lock(connection, _UPGRADE_LOCK)
                     upgrade(connection, place)
         except BaseException:
@@ -232,7 +237,7 @@ def _set_wal(engine: Engine) -> None:
 
 def _postgres_engine(url: URL) -> Engine:
     try:
-        return create_engine(
+        engine = create_engine(
             url,
             pool_pre_ping=True,
             pool_size=10,
@@ -243,6 +248,27 @@ def _postgres_engine(url: URL) -> Engine:
         )
     except ImportError as error:
         raise StorageError("PostgreSQL needs a driver; install it with: pip install 'steersman[postgres]'") from error
+    limits = {
+        "lock_timeout": BUSY_S,
+        "statement_timeout": STATEMENT_S,
+        "idle_in_transaction_session_timeout": _IDLE_S,
+    }
+
+    @event.listens_for(engine, "connect")
+    def prepare(connection: Any, _record: Any) -> None:
+        # Not as options of the connection: those may stand in the address already, and not every pooler takes them.
+        with connection.cursor() as cursor:
+            for name, seconds in limits.items():
+                cursor.execute(f"SET {name} = {round(1000 * seconds)}")
+        connection.commit()
+
+    return engine
+
+
+def _take_time(connection: Connection) -> None:
+    """Let statements of this transaction take as long as a new index on a large table does; locks are waited for as always."""
+    if connection.dialect.name == _POSTGRES:
+        connection.execute(text("SET LOCAL statement_timeout = 0"))
 
 
 def _lock(connection: Connection, number: int, *, shared: bool = False) -> None:
@@ -267,6 +293,9 @@ _MEANINGS = (
     ("disk is full", "has no space left; free some space"),
     ("no space", "has no space left; free some space"),
     ("locked", f"was busy for {BUSY_S:.0f} seconds with another writer; try again"),
+    ("lock timeout", f"was busy for {BUSY_S:.0f} seconds with another writer; try again"),
+    ("statement timeout", f"did not answer within {STATEMENT_S:.0f} seconds; try again"),
+    ("idle-in-transaction", "ended a transaction that was left open too long; try again"),
     ("readonly", "is read-only; choose a folder you may write to"),
     ("read-only", "is read-only; choose one that may be written"),
     ("not a database", "is no database, or damaged; move the file away or restore it"),

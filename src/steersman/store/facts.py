@@ -8,6 +8,7 @@ from typing import Literal, get_args
 from pydantic import JsonValue
 
 from steersman.facts import fact
+from steersman.models.language_model import ModelRef
 
 Scope = Literal["read", "generate", "train", "admin"]
 """`read`: see one's own things and features; `generate`: answers; `train`: jobs, and making or deleting recipes; `admin`: metrics
@@ -65,6 +66,8 @@ class JobRecord:
     created_at: datetime
     started_at: datetime | None
     ended_at: datetime | None
+    model: ModelRef | None = None
+    """The model that it is for; None: any."""
 
 
 @fact
@@ -89,7 +92,6 @@ class SetRecord:
     method: str
     dimensions: dict[str, JsonValue]
     """As they were given: each trait with its positive and negative examples."""
-    prompts: tuple[str, ...] | None
     created_at: datetime
     job_id: str
     state: JobState

@@ -12,6 +12,7 @@ from sqlalchemy import ColumnElement, func, select, update
 from sqlalchemy.orm import Session
 
 from steersman.errors import Busy, NotFound
+from steersman.models.language_model import ModelRef
 from steersman.store.checks import check_owner, check_text, from_document, is_keepable, to_document
 from steersman.store.facts import ENDED, JobEvent, JobRecord, JobState
 from steersman.store.tables import EventRow, JobRow
@@ -21,17 +22,22 @@ MOST_OPEN_JOBS = 100
 _ROOM_S = 30.0
 
 
-def new_job(owner: str, kind: str, request: dict[str, JsonValue], now: datetime) -> JobRow:
-    """A row for a job that waits.
+def new_job(
+    owner: str, kind: str, request: dict[str, JsonValue], now: datetime, model: ModelRef | None = None
+) -> JobRow:
+    """A row for a job that waits; `model` is the one that it is for, None any.
 
     Raises:
-        DataError: a kind, owner or request that cannot be kept.
+        DataError: a kind, owner, request or model's name that cannot be kept.
     """
     return JobRow(
         id=f"job_{secrets.token_hex(8)}",
         owner=check_owner(owner),
         kind=check_text(kind, "job kind"),
         state="pending",
+        model_id=check_text(model.id, "model", most=500) if model is not None else None,
+        model_config_hash=model.config_hash if model is not None else None,
+        model_weights_hash=model.weights_hash if model is not None else None,
         request=to_document(request, "the request"),
         attempts=0,
         created_at=now,
@@ -65,6 +71,16 @@ def end_job(row: JobRow, state: JobState, now: datetime) -> None:
 def held(job_id: str, worker: str) -> ColumnElement[bool]:
     """The job, where it runs under this worker's lease."""
     return (JobRow.id == job_id) & (JobRow.worker == worker) & (JobRow.state == "running")
+
+
+def fitting(model: ModelRef | None) -> ColumnElement[bool]:
+    """The jobs that a worker with this model may take: those that are for it, and those that are for any."""
+    for_any = JobRow.model_weights_hash.is_(None)
+    if model is None:
+        return for_any
+    # As `ModelRef.matches`: the name is not compared.
+    its_own = (JobRow.model_config_hash == model.config_hash) & (JobRow.model_weights_hash == model.weights_hash)
+    return for_any | its_own
 
 
 def changed(session: Session, which: ColumnElement[bool], values: Mapping[str, Any]) -> JobRow | None:
@@ -108,7 +124,15 @@ def job_record(row: JobRow) -> JobRecord:
         created_at=row.created_at,
         started_at=row.started_at,
         ended_at=row.ended_at,
+        model=_model_of(row),
     )
+
+
+def _model_of(row: JobRow) -> ModelRef | None:
+    name, config, weights = row.model_id, row.model_config_hash, row.model_weights_hash
+    if name is None or config is None or weights is None:
+        return None
+    return ModelRef(id=name, config_hash=config, weights_hash=weights)
 
 
 def job_event(row: EventRow) -> JobEvent:

@@ -122,7 +122,7 @@ class Recipes:
 
     def _row(self, owner: str, id_or_name: str) -> RecipeRow:
         with self._database.reading() as session:
-            return _find(session, owner, id_or_name)
+            return _find(session, owner, id_or_name, whole=True)
 
 
 def check_new_name(name: str) -> str:
@@ -180,14 +180,13 @@ def free_name(session: Session, owner: str, wanted: str) -> str:
     return name
 
 
-def _find(session: Session, owner: str, id_or_name: str, *, for_update: bool = False) -> RecipeRow:
-    """By id where it looks like one, else by name; never both, so that no name hides an id."""
+def _find(session: Session, owner: str, id_or_name: str, *, for_update: bool = False, whole: bool = False) -> RecipeRow:
+    """By id where it looks like one, else by name; never both, so that no name hides an id. `whole`: with all its facts."""
     column = RecipeRow.id if _ID.fullmatch(id_or_name) else RecipeRow.name
     row = None
     if is_keepable(owner) and is_keepable(id_or_name):
-        query = (
-            select(RecipeRow).where(RecipeRow.owner == owner, column == id_or_name).options(undefer(RecipeRow.facts))
-        )
+        query = select(RecipeRow).where(RecipeRow.owner == owner, column == id_or_name)
+        query = query.options(undefer(RecipeRow.facts)) if whole else query
         row = session.scalars(query.with_for_update() if for_update else query).first()
     if row is None:
         raise NotFound(f"you have no recipe {id_or_name[:100]!a}; list your recipes to see their names")

@@ -8,11 +8,12 @@ from datetime import datetime
 from typing import Any
 
 from pydantic import JsonValue
-from sqlalchemy import delete, func, select
+from sqlalchemy import Select, delete, func, select
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, load_only
 
 from steersman.errors import Conflict, NotFound, StorageError
+from steersman.models.language_model import ModelRef
 from steersman.steering.recipe import Recipe
 from steersman.store.blobs import Blobs
 from steersman.store.checks import check_text, from_document, is_keepable, page, slug, to_document
@@ -46,17 +47,19 @@ class Sets:
         dimensions: Mapping[str, JsonValue],
         prompts: Sequence[str] | None,
         request: Mapping[str, JsonValue],
+        ref: ModelRef | None = None,
     ) -> SetRecord:
         """Make a set and the job that fits it, both or neither.
 
         Args:
             owner: whose it is.
             label: 1 to 100 printable characters; what of it fits into a name begins the set's id.
-            model: the model it is fitted to.
+            model: what the model it is fitted to is called.
             method: how.
             dimensions: each trait with its examples, as they were given.
             prompts: as they were given.
             request: of the job; it gets the set's id as `set`.
+            ref: the model that the job is for; None any.
 
         Raises:
             DataError: something that cannot be kept.
@@ -74,7 +77,7 @@ class Sets:
         for _ in range(_TRIES):
             set_id = f"{slug(label, 'set')}-{secrets.token_hex(4)}"
             now = self._clock()
-            job = new_job(owner, KIND, {**request, "set": set_id}, now)
+            job = new_job(owner, KIND, {**request, "set": set_id}, now, ref)
             row = SetRow(id=set_id, created_at=now, job_id=job.id, **kept)
             try:
                 with self._database.writing() as session:
@@ -106,8 +109,8 @@ class Sets:
             return [], 0
         with self._database.reading() as session:
             total = session.scalar(select(func.count()).select_from(SetRow).where(SetRow.owner == owner)) or 0
-            both = select(SetRow, JobRow).join(JobRow, JobRow.id == SetRow.job_id).where(SetRow.owner == owner)
-            rows = session.execute(both.order_by(JobRow.number.desc()).limit(limit).offset(offset))
+            wanted = _with_jobs().where(SetRow.owner == owner)
+            rows = session.execute(wanted.order_by(JobRow.number.desc()).limit(limit).offset(offset))
             return [_record(row, job) for row, job in rows], total
 
     def delete(self, owner: str, set_id: str) -> None:
@@ -154,11 +157,16 @@ class Sets:
         return from_document(row.trait), unpack(row.facts, row.tensors, self._blobs)
 
 
+def _with_jobs() -> Select[SetRow, JobRow]:
+    """Sets, of each job no more than how it stands: its request and result are as large as the set itself."""
+    both = select(SetRow, JobRow).join(JobRow, JobRow.id == SetRow.job_id)
+    return both.options(load_only(JobRow.number, JobRow.state, JobRow.error, raiseload=True))
+
+
 def _find(session: Session, owner: str, set_id: str) -> tuple[SetRow, JobRow]:
     found = None
     if is_keepable(owner) and is_keepable(set_id):
-        both = select(SetRow, JobRow).join(JobRow, JobRow.id == SetRow.job_id)
-        found = session.execute(both.where(SetRow.owner == owner, SetRow.id == set_id)).first()
+        found = session.execute(_with_jobs().where(SetRow.owner == owner, SetRow.id == set_id)).first()
     if found is None:
         raise NotFound(f"you have no set {set_id[:120]!a}; list your sets to see their ids")
     return found[0], found[1]
@@ -173,7 +181,6 @@ def _record(row: SetRow, job: JobRow) -> SetRecord:
         model=row.model,
         method=row.method,
         dimensions=from_document(row.dimensions),
-        prompts=tuple(from_document(row.prompts)) if row.prompts is not None else None,
         created_at=row.created_at,
         job_id=row.job_id,
         state=state,

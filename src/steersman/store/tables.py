@@ -89,7 +89,7 @@ class TagRow(Table):
 
 
 class JobRow(Table):
-    """Work in the background; `number` is the order in which it came."""
+    """Work in the background; `number` is the order in which it came. Without the hashes of a model, any will do."""
 
     __tablename__ = "jobs"
     __table_args__ = (Index(None, "state", "number"), Index(None, "owner", "number"), UniqueConstraint("id"))
@@ -98,6 +98,9 @@ class JobRow(Table):
     owner: Mapped[str]
     kind: Mapped[str]
     state: Mapped[str]
+    model_id: Mapped[str | None]
+    model_config_hash: Mapped[str | None]
+    model_weights_hash: Mapped[str | None]
     request: Mapped[str]
     result: Mapped[str | None]
     error: Mapped[str | None]
@@ -132,7 +135,7 @@ class SetRow(Table):
     model: Mapped[str]
     method: Mapped[str]
     dimensions: Mapped[str]
-    prompts: Mapped[str | None]
+    prompts: Mapped[str | None] = mapped_column(deferred=True)
     created_at: Mapped[datetime]
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
 
