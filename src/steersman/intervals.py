@@ -13,7 +13,7 @@ _RESAMPLES = 2000
 
 @fact
 class Interval:
-    """A mean and the percentile bootstrap interval around it (Efron 1979)."""
+    """A mean and the percentile bootstrap interval around it (Efron 1979); a single value has none."""
 
     mean: float | None
     """None where there is no value at all."""
@@ -31,6 +31,8 @@ def bootstrap(values: Sequence[float | None], *, level: float = 0.95, seed: int 
     if not there:
         return Interval(mean=None, low=None, high=None, n=0, total=len(values))
     n, made = len(there), random.Random(seed)
+    if n == 1:  # Drawn again and again it gives itself: an interval of no width would look certain.
+        return Interval(mean=there[0], low=None, high=None, n=1, total=len(values))
     means = sorted(math.fsum(made.choices(there, k=n)) / n for _ in range(_RESAMPLES))
     low, high = (means[round(share * (_RESAMPLES - 1))] for share in ((1 - level) / 2, (1 + level) / 2))
     return Interval(mean=math.fsum(there) / n, low=low, high=high, n=n, total=len(values))

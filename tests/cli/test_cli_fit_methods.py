@@ -56,7 +56,7 @@ def test_an_optimised_vector_needs_more_than_three_pairs(run: Run, pairs: Path, 
     assert outcome.code == 1
     assert "3 different pairs" in outcome.err
     outcome = run("fit", "optimised", pairs, "--out", tmp_path / "o.json", "--preference", "dpo")
-    assert "unknown preference 'dpo'" in outcome.err
+    assert "use reps or bipo" in outcome.err
     assert not (tmp_path / "o.json").exists()
 
 

@@ -23,22 +23,27 @@ def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "code", "message"),
     [
-        (["--behaviour", "pirat"], "did you mean 'pirate'"),
-        (["--behaviour", "pirate", "--methods", "caa,latt"], "unknown method 'latt'"),
-        (["--behaviour", "pirate", "--judge", "me"], "unknown judge 'me'"),
-        (["--behaviour", "pirate", "--strengths", "a,b"], "--strengths takes numbers"),
-        (["--behaviour", "pirate", "--judge", "llm"], "STEERSMAN_LLM_URL"),
-        (["--behaviour", "pirate", "--prompt-file", "nowhere.txt"], "cannot read prompts"),
+        (["--behaviour", "pirat"], 1, "did you mean 'pirate'"),
+        (["--methods", "caa,latt"], 2, "Invalid value for --methods: unknown method 'latt'"),
+        (["--methods", "caa,latt"], 2, "did you mean 'lat'"),
+        (["--methods", ""], 2, "no method that steers"),
+        (["--judge", "locl+llm"], 2, "did you mean 'local'"),
+        (["--strengths", "a,b"], 2, "Invalid value for --strengths: give numbers with commas"),
+        (["--strengths", "0.1,0"], 2, "numbers above 0"),
+        (["--judge", "llm"], 1, "STEERSMAN_LLM_URL"),
+        (["--prompt-file", "nowhere.txt"], 1, "cannot read prompts"),
     ],
 )
 def test_wrong_questions_cost_nothing(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], code: int, message: str
 ) -> None:
     monkeypatch.setattr(evaluate, "load", lambda *_: pytest.fail("a model was loaded"))
+    if "--behaviour" not in arguments:
+        arguments = ["--behaviour", "pirate", *arguments]
     outcome = run("evaluate", *arguments, "--out", tmp_path / "run")
-    assert outcome.code == 1
+    assert outcome.code == code
     assert message in outcome.err
     assert not (tmp_path / "run").exists()
 
@@ -63,3 +68,13 @@ def test_a_run_prints_json_alone_and_leaves_a_report(
     outcome = run(*arguments)
     assert outcome.code == 0, outcome.err
     assert "report" in outcome.out
+    # A method more goes on in the folder; another question does not, unless it is told to.
+    assert run(*arguments, "--methods", "caa,random").code == 0
+    before = (tmp_path / "run" / "results.json").read_bytes()
+    refused = run(*arguments, "--seed", 1)
+    assert refused.code == 1
+    assert "(seed: 0 there, 1 here); choose another folder, or replace them with --force" in refused.err
+    assert (tmp_path / "run" / "results.json").read_bytes() == before
+    assert run(*arguments, "--seed", 1, "--force").code == 0
+    assert run(*arguments).code == 1
+    assert run(*arguments, "--seed", 1).code == 0

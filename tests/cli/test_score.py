@@ -66,9 +66,9 @@ def test_doubts_are_told_on_standard_error(run: Run, folder: Path) -> None:
     ("arguments", "code", "says"),
     [
         (("fine",), 2, "--word"),
-        (("fine", "--word", " "), 1, "the word is empty"),
-        (("fine", "--word", "Be cheerful in whatever you say."), 1, "sentence"),
-        (("fine", "--word", "42"), 1, "no letter"),
+        (("fine", "--word", " "), 2, "the word is empty"),
+        (("fine", "--word", "Be cheerful in whatever you say."), 2, "sentence"),
+        (("fine", "--word", "42"), 2, "no letter"),
         (("--word", "sad"), 1, "no text"),
         (("", "--word", "sad"), 1, "text 1 is empty"),
         (("fine", "  ", "--word", "sad"), 1, "text 2 is empty"),

@@ -44,6 +44,11 @@ def test_everything_is_counted(tmp_path: Path) -> None:
     assert (first.one, first.other) == ("a", "b")
     assert (first.wins, first.losses, first.ties, first.missing, first.total) == (1, 1, 0, 2, 4)
     assert len(rest) == 2
+    # Three of three: 2 / 2^3, and the only battle.
+    won = fight_all(ask, "be long", prompts, {"a": ["long", "long", "x", "long"], "b": ["s"] * 4}, kept)[0]
+    assert (won.wins, won.p, won.p_holm) == (3, 0.25, 0.25)
+    assert first.p == 1.0
+    assert all(each.p is None or each.p_holm == min(1.0, 3 * each.p) for each in (first, *rest))
     for each in (first, *rest):
         assert each.wins + each.losses + each.ties + each.missing == each.total
 

@@ -105,6 +105,21 @@ def test_what_cannot_be_fitted_is_a_gap_and_what_was_fitted_is_kept(
         fit_all(methods, replace(bare, seed=1), RunFolder(tmp_path))
 
 
+def test_a_method_more_costs_only_that_method_and_controls_follow_what_they_are_made_from(
+    tiny: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context, _ = context_of(tiny)
+    kept = RunFolder(tmp_path)
+    bare = replace(context, sae=None, index=None, without_sae="there is none")
+    first = {each.name: each for each in fit_all(methods_of(["lat", "wrong-sign"]), bare, kept)}
+    only_caa = {"caa": FITS["caa"]}
+    monkeypatch.setattr(fitting, "FITS", only_caa)  # Fitting LAT again would fail.
+    found = {each.name: each for each in fit_all(methods_of(["caa", "lat", "wrong-sign"]), bare, kept)}
+    assert found["lat"] == first["lat"]
+    assert (first["wrong-sign"].note, found["wrong-sign"].note) == ("minus lat", "minus caa")
+    assert _add(found["wrong-sign"]).vector == _add(found["caa"]).vector
+
+
 def test_sae_ts_says_that_it_needs_an_effect_map(tiny: LanguageModel) -> None:
     context, _ = context_of(tiny)
     with pytest.raises(DataError, match="needs an effect map"):
@@ -122,3 +137,14 @@ def test_prompts_to_tune_on_and_to_evaluate_on_share_none(tiny: LanguageModel) -
         prompt_sets(
             EvalSettings(prompts=4), context.behaviour, [*used, "One more", "Two more", "Three more", "Three more!"]
         )
+
+
+def test_another_effect_map_fits_sae_ts_again_and_nothing_else(tiny: LanguageModel, tmp_path: Path) -> None:
+    context, _ = context_of(tiny)
+    one, other = tmp_path / "one.safetensors", tmp_path / "other.safetensors"
+    one.write_bytes(b"1")
+    other.write_bytes(b"2")
+    first, second = replace(context, effects=one), replace(context, effects=other)
+    assert first.identity == second.identity == context.identity
+    assert first.effects_sha256 != second.effects_sha256
+    assert context.effects_sha256 is None

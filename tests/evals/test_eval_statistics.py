@@ -18,7 +18,9 @@ from steersman.evals.statistics import (
     holm,
     pareto,
     sign_flip,
+    sign_test,
 )
+from steersman.intervals import bootstrap
 
 
 def test_sign_flip_of_one_sided_differences_is_the_smallest_there_is() -> None:
@@ -53,6 +55,20 @@ def test_holm_by_hand_and_missing_ones_are_not_counted() -> None:
     found = holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": None})
     assert found == {"a": pytest.approx(0.03), "c": pytest.approx(0.06), "b": pytest.approx(0.06), "d": None}
     assert holm({"a": 0.9, "b": 0.8}) == {"a": 1.0, "b": 1.0}
+
+
+def test_sign_test_by_hand() -> None:
+    assert sign_test(5, 0) == sign_test(0, 5) == pytest.approx(2 / 32)
+    assert sign_test(4, 1) == pytest.approx(2 * 6 / 32)
+    assert sign_test(3, 3) == 1.0
+    assert sign_test(0, 0) is None
+
+
+def test_a_single_value_has_no_interval() -> None:
+    found = bootstrap([None, 0.4])
+    assert (found.mean, found.low, found.high, found.n, found.total) == (0.4, None, None, 1, 2)
+    same = compare([0.5, None], [0.2, None])
+    assert (same.difference.low, same.p) == (None, None)
 
 
 def test_harmonic_mean_is_zero_where_one_is_and_missing_where_one_is() -> None:

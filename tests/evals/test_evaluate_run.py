@@ -14,12 +14,13 @@ import pytest
 from tests.evals.eval_rig import PROMPTS, Letters, context_of
 
 from steersman.engine.engine import Engine
-from steersman.errors import DataError, EndpointError, SaeError
+from steersman.errors import Conflict, DataError, EndpointError, SaeError
 from steersman.evals import evaluate as running
-from steersman.evals.charts import Series, curves, front
+from steersman.evals.charts import Series, Spot, curves, front
 from steersman.evals.evaluate import Tools, evaluate
 from steersman.evals.facts import MEASURES, EvalSettings, Evaluation
 from steersman.evals.report import html
+from steersman.evals.store import RUN_FILE, check_folder, claim
 from steersman.evals.tables import ANSWERS, REPORT, RESULTS, TABLE, write_results
 from steersman.intervals import Interval
 from steersman.models.language_model import LanguageModel
@@ -153,8 +154,10 @@ def test_curves_are_drawn_inside_on_a_logarithmic_axis_with_a_colour_each() -> N
 
 
 def test_names_on_the_front_do_not_cover_each_other_and_stay_inside() -> None:
-    points = [(f"method-{n}", 0.1 + 0.005 * n, 1.0 - 0.001 * n, n) for n in range(8)] + [("far", 0.98, 0.2, 8)]
+    points = [Spot(f"method-{n}", 0.1 + 0.005 * n, 1.0 - 0.001 * n, n) for n in range(8)]
+    points += [Spot("far", 0.98, 0.2, 8, " at <2>")]
     svg = front(points, title="t", x_label="x", y_label="y")
+    assert "<title>far at &lt;2&gt;: 0.98, 0.20</title>" in svg
     named = re.findall(r'<text class="tick" x="([\d.]+)" y="([\d.]+)">([a-z0-9-]+)</text>', svg)
     assert "far" in [name for *_, name in named]
     for x, y, name in named:
@@ -164,6 +167,56 @@ def test_names_on_the_front_do_not_cover_each_other_and_stay_inside() -> None:
     for at, (x, y, length) in enumerate(places):
         for other_x, other_y, other in places[:at]:
             assert abs(y - other_y) >= 11 or x + 7 * length <= other_x or other_x + 7 * other <= x
+
+
+def test_names_on_the_front_stand_beside_its_line() -> None:
+    svg = front([Spot("one", 0.2, 0.8), Spot("two", 0.6, 0.75)], title="t", x_label="x", y_label="y")
+    (begin, end) = ((float(x), float(y)) for x, y in re.findall(r'<circle[^>]* cx="([\d.]+)" cy="([\d.]+)"', svg))
+    named = re.findall(r'<text class="tick" x="([\d.]+)" y="([\d.]+)">(one|two)</text>', svg)
+    assert len(named) == 2
+    for x, y, name in named:
+        left, bottom, wide = float(x), float(y), 7 * len(name)
+        for step in range(101):
+            across, up = (a + (b - a) * step / 100 for a, b in zip(begin, end, strict=True))
+            assert not (left <= across <= left + wide and bottom - 10 <= up <= bottom)
+
+
+def test_names_of_lines_across_are_drawn_above_the_curves() -> None:
+    svg = curves(
+        [Series("m", ((0.1, _interval(0.5)), (1.0, _interval(0.5))))], title="t", x_label="x", levels=[("p", 0.5)]
+    )
+    assert svg.index("<polyline") < svg.index(">p</text>")
+
+
+def test_so_few_prompts_that_nothing_can_be_proven_are_said_to_be(
+    tiny: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = _run(tiny, tmp_path, monkeypatch)
+    # Two methods that steer and 4 prompts: 2 / 2^4 twice.
+    assert "p cannot be below 0.12, nor its correction over 2 methods below 0.25" in html(
+        replace(found, prompts=found.prompts[:4])
+    )
+    assert "cannot be below" not in html(replace(found, prompts=found.prompts * 2))
+
+
+def test_a_folder_is_free_until_it_holds_results(tmp_path: Path) -> None:
+    question = {"seed": 0, "name": "a"}
+    check_folder(tmp_path / "none", question, {REPORT})
+    (tmp_path / "notes.txt").write_text("mine")
+    check_folder(tmp_path, question, {REPORT})
+    claim(tmp_path, {"seed": 1, "name": "a"})  # A run that ended before it had results.
+    check_folder(tmp_path, question, {REPORT})
+    (tmp_path / REPORT).write_text("old")
+    with pytest.raises(Conflict, match=r"seed: 1 there, 0 here.*--force"):
+        check_folder(tmp_path, question, {REPORT})
+    claim(tmp_path, question)
+    check_folder(tmp_path, question, {REPORT})
+    for damage in (b"[]", b"{", None):
+        (tmp_path / RUN_FILE).write_bytes(damage) if damage is not None else (tmp_path / RUN_FILE).unlink()
+        with pytest.raises(Conflict, match="not of this run"):
+            check_folder(tmp_path, question, {REPORT})
+    with pytest.raises(DataError, match="as a folder"):
+        check_folder(tmp_path / REPORT, question, {REPORT})
 
 
 def test_wrong_questions_are_refused_before_anything_is_written(tiny: LanguageModel, tmp_path: Path) -> None:

@@ -184,3 +184,11 @@ def test_every_kind_of_file_has_its_probe(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="use fewer"):
         refusal_probes(asked, shots=(4,))
     assert model_of("llama").is_chat
+
+
+def test_a_single_item_has_a_mean_and_no_interval(tmp_path: Path) -> None:
+    found = weighted_bootstrap([0.2, None], [0.5, 1.0])
+    assert (found.mean, found.low, found.high, found.n, found.total) == (0.2, None, None, 1, 2)
+    paths = save_curves([curve_of(0.2, 0.4)], tmp_path, {})
+    assert all(path.stat().st_size for path in paths)
+    assert "c,behaviour,x,0,0.200000,,,1,1," in paths[1].read_text()

@@ -137,7 +137,7 @@ def _weigh(differences: Mapping[str, Interval]) -> tuple[Verdict, str]:
     low = {way: differences[way].low for way in ("plain", "random")}
     missing = [way for way, value in low.items() if value is None]
     if missing:
-        return "not proven", "no answer could be judged"
+        return "not proven", "fewer than two answers could be judged"
     failed = [way for way, value in low.items() if value is not None and value <= 0]
     if failed:
         return "not proven", (

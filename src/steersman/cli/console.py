@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from steersman.errors import RecipeError
+from steersman.errors import DataError, RecipeError, RequestError, did_you_mean
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -88,7 +88,21 @@ def check_choice(option: str, value: str, known: Sequence[str]) -> None:
         BadParameter: with the words there are.
     """
     if value not in known:
-        raise typer.BadParameter(f"use {', '.join(known[:-1])} or {known[-1]}", param_hint=option)
+        said = f"use {', '.join(known[:-1])} or {known[-1]}{did_you_mean(value, known)}"
+        raise typer.BadParameter(said, param_hint=option)
+
+
+@contextlib.contextmanager
+def usage(option: str) -> Iterator[None]:
+    """Say what is wrong with an option's value as wrong usage, in the words of the part that refused it.
+
+    Raises:
+        BadParameter: in place of a `DataError` or `RequestError`.
+    """
+    try:
+        yield
+    except (DataError, RequestError) as error:
+        raise typer.BadParameter(str(error), param_hint=option) from error
 
 
 def refuse_overwrite(path: Path, force: bool) -> None:

@@ -9,9 +9,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from steersman.cli.console import DeviceOption, DtypeOption, JsonOption, ModelOption, load, out, print_json, profile
+from steersman.cli.console import (
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    ModelOption,
+    load,
+    out,
+    print_json,
+    profile,
+    usage,
+)
 from steersman.cli.progress import counting
 from steersman.errors import RecipeError
+from steersman.files import sole_use
 
 if TYPE_CHECKING:
     from steersman.evals.curves import Curve, Probe
@@ -21,6 +32,7 @@ _SHOWN_CHARACTERS = 160
 
 
 def curves(
+    context: typer.Context,
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe that steers.")],
     multipliers: Annotated[str, typer.Option(help="Factors on its strengths; 0 is the plain model.")] = "-2,-1,0,1,2",
     choices: Annotated[Files, typer.Option(help="Multiple-choice questions (JSON, JSONL); may be repeated.")] = None,
@@ -29,9 +41,11 @@ def curves(
     harmful: Annotated[Files, typer.Option(help="Harmful requests; may be repeated.")] = None,
     harmless: Annotated[Files, typer.Option(help="Requests that should not be refused; may be repeated.")] = None,
     shots: Annotated[str, typer.Option(help="Faked turns before a harmful request, such as 0,8,32.")] = "0",
-    limit: Annotated[int | None, typer.Option(help="At most so many items of each file, drawn by the seed.")] = None,
-    seed: Annotated[int, typer.Option(help="Draws items and faked turns.")] = 0,
-    max_tokens: Annotated[int, typer.Option(help="Length of an answer to a request.")] = 40,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="At most so many items of each file, drawn by the seed.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Draws items and faked turns.")] = 0,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Length of an answer to a request.")] = 40,
     by_confidence: Annotated[
         bool, typer.Option("--by-confidence", help="Weigh statements by their file's label_confidence.")
     ] = False,
@@ -54,7 +68,8 @@ def curves(
     from steersman.evals.probes import ab_probe, choices_probe, refusal_probes, statements_probe
     from steersman.steering.recipe_file import load_recipe
 
-    wanted = parse_multipliers(multipliers)
+    with usage("--multipliers"):
+        wanted = parse_multipliers(multipliers)
     turns = _whole_numbers(shots)
     if out_folder is not None and (out_folder / "curves.json").exists() and not force:
         raise RecipeError(f"{out_folder} holds results; choose another folder, or replace them with --force")
@@ -71,6 +86,8 @@ def curves(
     steering = load_recipe(recipe)
     language_model = load(model, device, dtype)
     engine = Engine(language_model, profile=profile(language_model))
+    if out_folder is not None:
+        context.with_resource(sole_use(out_folder))
     points = PointFolder(out_folder / "points", language_model.ref, steering) if out_folder else None
     with counting() as report:
         found = measure_curves(engine, steering, probes, wanted, points=points, report=report)
@@ -108,10 +125,10 @@ def _print(found: Sequence[Curve]) -> None:
             table.add_column(heading, justify="right")
         for point in curve.points:
             value = point.value
-            known = value.mean is not None and value.low is not None and value.high is not None
+            known = value.low is not None and value.high is not None
             table.add_row(
                 f"{point.multiplier:g}",
-                f"{value.mean:.3f}" if known else "-",
+                "-" if value.mean is None else f"{value.mean:.3f}",
                 f"{value.low:.3f} to {value.high:.3f}" if known else "-",
                 f"{value.n} of {value.total}",
             )
@@ -121,9 +138,14 @@ def _print(found: Sequence[Curve]) -> None:
 
 def _print_rest(curve: Curve) -> None:
     trend, change = curve.trend, curve.trend.change
-    if trend.steps and change.mean is not None and change.low is not None and change.high is not None:
+    if trend.steps and change.mean is not None:
         way = "rises at every step" if trend.rises else "falls at every step" if trend.falls else "goes up and down"
-        print(f"{way}; from lowest to highest {change.mean:+.3f} ({change.low:+.3f} to {change.high:+.3f})")
+        if trend.rises is None:
+            way = "has gaps in between"
+        ends = "no interval"
+        if change.low is not None and change.high is not None:
+            ends = f"{change.low:+.3f} to {change.high:+.3f}"
+        print(f"{way}; from lowest to highest {change.mean:+.3f} ({ends})")
     if curve.duplicates:
         print(f"{curve.duplicates} repeated items were dropped")
     for point in curve.points:

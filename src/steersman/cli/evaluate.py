@@ -17,11 +17,13 @@ from steersman.cli.console import (
     out,
     print_json,
     profile,
+    usage,
 )
 from steersman.cli.progress import counting
-from steersman.errors import DataError
+from steersman.files import sole_use
 
 if TYPE_CHECKING:
+    from steersman.evals.behaviours import EvalBehaviour
     from steersman.evals.facts import EvalSettings, Evaluation
     from steersman.intervals import Interval
     from steersman.models.endpoint import Endpoint
@@ -30,6 +32,7 @@ _SLOTS = 32
 
 
 def evaluate(
+    context: typer.Context,
     to: Annotated[
         Path,
         typer.Option(
@@ -46,7 +49,7 @@ def evaluate(
         str | None, typer.Option(help="The behaviour in a sentence; in place of the file's own.")
     ] = None,
     methods: Annotated[
-        str | None, typer.Option(help="Names with commas; by default all that need no further file.")
+        str | None, typer.Option(help="Names with commas, such as caa,sae,random; by default all there are.")
     ] = None,
     judge: Annotated[str, typer.Option(help="local, embedding or llm, or several: local+llm.")] = "local",
     battles: Annotated[
@@ -65,6 +68,9 @@ def evaluate(
     effects: Annotated[Path | None, typer.Option(help="Effect map for sae-ts; by default the SAE's own.")] = None,
     model: ModelOption = "default",
     seed: Annotated[int, typer.Option(min=0, help="Of every random choice.")] = 0,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace the results of another run in that folder; its answers stay.")
+    ] = False,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     as_json: JsonOption = False,
@@ -75,19 +81,28 @@ def evaluate(
     from steersman.evals.evaluate import Tools, judge_names
     from steersman.evals.evaluate import evaluate as run
     from steersman.evals.methods import DEFAULT_METHODS, methods_of
-    from steersman.evals.tables import facts_of, write_results
+    from steersman.evals.store import check_folder, claim
+    from steersman.evals.tables import RESULT_FILES, facts_of, write_results
     from steersman.steering.methods.prompt_sets import load_prompts
 
     # What is wrong with the question is said before anything is loaded.
-    wanted = load_behaviour(behaviour, describe)
-    names = tuple(_words(methods)) if methods else DEFAULT_METHODS
-    methods_of(names)
+    names = DEFAULT_METHODS if methods is None else tuple(_words(methods))
+    with usage("--methods"):
+        methods_of(names)
+    with usage("--judge"):
+        judges = judge_names(judge)
     settings = _settings(prompts, strengths, tokens, layer, seed)
+    wanted = load_behaviour(behaviour, describe)
     own = load_prompts(prompt_file) if prompt_file else None
-    endpoint = _endpoint() if battles or "llm" in judge_names(judge) else None
+    endpoint = _endpoint() if battles or "llm" in judges else None
+    question = _question(wanted, settings, judges, own, {"sae": sae, "model": model, "dtype": dtype})
+    context.with_resource(sole_use(to))
+    if not force:
+        check_folder(to, question, RESULT_FILES)
     language_model = load(model, device, dtype)
     engine = Engine(language_model, EngineLimits(slots=_SLOTS), profile=profile(language_model))
     tools = Tools(load_encoder(), judge, endpoint, None if sae == "none" else sae, effects, battles)
+    claim(to, question)
     with counting() as report:
         found = run(engine, wanted, to, tools=tools, methods=names, settings=settings, prompts=own, progress=report)
     place = write_results(found, to)
@@ -101,12 +116,37 @@ def _settings(prompts: int, strengths: str | None, tokens: int, layer: int | Non
     from steersman.evals.facts import STRENGTHS, EvalSettings
 
     lengths = STRENGTHS
-    if strengths:
+    if strengths is not None:
         try:
             lengths = tuple(float(word) for word in _words(strengths))
         except ValueError:
-            raise DataError(f"--strengths takes numbers with commas, such as 0.1,0.2,0.4, not {strengths!r}") from None
-    return EvalSettings(prompts=prompts, strengths=lengths, tokens=tokens, layer=layer, seed=seed)
+            said = f"give numbers with commas, such as 0.1,0.2,0.4, not {strengths!r}"
+            raise typer.BadParameter(said, param_hint="--strengths") from None
+    with usage("--strengths"):
+        return EvalSettings(prompts=prompts, strengths=lengths, tokens=tokens, layer=layer, seed=seed)
+
+
+def _question(
+    wanted: EvalBehaviour,
+    settings: EvalSettings,
+    judges: list[str],
+    own: list[str] | None,
+    loaded: dict[str, str | None],
+) -> dict[str, Any]:
+    """What decides the results of a folder. Methods, strengths and battles may be added to them."""
+    from steersman.evals.store import content_hash
+
+    return {
+        "behaviour": wanted.name,
+        "examples and description": wanted.sha256[:16],
+        "judge": "+".join(judges),
+        "prompts": settings.prompts,
+        "prompt file": None if own is None else content_hash([*own])[:16],
+        "tokens": settings.tokens,
+        "layer": settings.layer,
+        "seed": settings.seed,
+        **loaded,
+    }
 
 
 def _endpoint() -> Endpoint:

@@ -154,5 +154,5 @@ def _fit(
         )
     else:
         what = ", ".join(f"layer {edit.layer} (strength {edit.strength:.2f})" for edit in recipe.edits)
-        print(f"wrote {out}: {recipe.method} from {len(examples)} pairs at {what}")
+        print(f"wrote {out}: {recipe.method} from {recipe.data['pairs']} pairs at {what}")
         print(f"try: steersman generate --recipe {out} --strength 2 --compare --prompt 'What is the internet?'")

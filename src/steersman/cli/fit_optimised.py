@@ -12,6 +12,7 @@ from steersman.cli.console import (
     DtypeOption,
     JsonOption,
     ModelOption,
+    check_choice,
     load,
     print_json,
     profile,
@@ -21,6 +22,8 @@ from steersman.cli.console import (
 )
 from steersman.cli.fit import ForceOption, LayerOption, NameOption, OutOption, PairsArgument, default_layer
 
+_PREFERENCES = ("reps", "bipo")
+
 
 def optimised(
     pairs: PairsArgument,
@@ -28,7 +31,7 @@ def optimised(
     layer: LayerOption = None,
     name: NameOption = None,
     preference: Annotated[str, typer.Option(help="What is trained for: reps or bipo.")] = "reps",
-    steps: Annotated[int, typer.Option(help="Training steps, at most.")] = 40,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps, at most.")] = 40,
     max_norm: Annotated[float, typer.Option(help="Longest vector allowed, in mean residual norms.")] = 0.25,
     seed: Annotated[int, typer.Option(help="Of every random choice.")] = 0,
     model: ModelOption = "default",
@@ -41,6 +44,7 @@ def optimised(
     from steersman.steering.methods import optimised as method
     from steersman.steering.recipe_file import save_recipe, tensor_path
 
+    check_choice("--preference", preference, _PREFERENCES)
     for path in (out, tensor_path(out)):
         refuse_overwrite(path, force)
     training = method.Training(preference=preference, steps=steps, max_norm=max_norm, seed=seed)

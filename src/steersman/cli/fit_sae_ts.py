@@ -7,7 +7,7 @@ from typing import Annotated, cast
 import typer
 
 from steersman.cli.console import JsonOption, check_choice, print_json, refuse_overwrite
-from steersman.cli.effects import MapOption, SaeOption, label_of, labels_of, load_map
+from steersman.cli.effects import MapOption, SaeOption, explains, label_of, labels_of, load_map
 from steersman.cli.fit import ForceOption, OutOption
 
 _VARIANTS = ("map", "pinv", "rotation")
@@ -56,13 +56,15 @@ def sae_ts(
     save_recipe(recipe, out)
     if as_json:
         facts = {"recipe": str(out), "name": recipe.name, "method": recipe.method, "strength": recipe.edits[0].strength}
-        print_json(facts | {"layer": recipe.edits[0].layer, "data": recipe.data})
+        explained = {"map_r_squared": stored.facts.r_squared.mean}
+        print_json(facts | {"layer": recipe.edits[0].layer, "data": recipe.data} | explained)
         return
     index = labels_of(entry, stored)
     aims = ", ".join(
         f"{weight:+g} × {each} ({label_of(index, each) or 'no label'})" for each, weight in weights.items()
     )
     print(f"wrote {out}: {aims} at layer {recipe.edits[0].layer}, strength {recipe.edits[0].strength:.2f}")
+    print(explains(stored))
     print(f"side effects: steersman effects predict {out}")
 
 

@@ -20,6 +20,7 @@ from steersman.cli.console import (
     print_json,
     profile,
     status,
+    usage,
 )
 from steersman.errors import DataError, did_you_mean
 from steersman.files import parse_json, read_text
@@ -62,7 +63,8 @@ def score(
         raise typer.BadParameter("name at least one, such as --word cheerful", param_hint="--word")
     if prompt is not None and not prompt.strip():
         raise typer.BadParameter("it is empty; leave it out", param_hint="--prompt")
-    words = list(dict.fromkeys(descriptor(each) for each in word))
+    with usage("--word"):
+        words = list(dict.fromkeys(descriptor(each) for each in word))
     items = _items(text or [], file, prompt or PROMPT)
     language_model = load(model, device, dtype)
     judge = DescriptorJudge(Engine(language_model, profile=profile(language_model)), load_encoder())

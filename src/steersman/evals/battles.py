@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import combinations
 from typing import Literal
 
@@ -15,6 +16,7 @@ from pydantic import JsonValue
 
 from steersman.errors import EndpointError
 from steersman.evals.facts import Battle, Progress
+from steersman.evals.statistics import holm, sign_test
 from steersman.evals.store import Ledger, content_hash
 from steersman.models.asking import Ask, ask_json, excerpt, fields_of, in_parallel
 
@@ -67,11 +69,13 @@ def fight_all(
                 ties=found.count("tie"),
                 missing=len(prompts) - len(there) + found.count(None),
                 total=len(prompts),
+                p=sign_test(found.count("one"), found.count("other")),
             )
         )
         if progress is not None:
             progress("battles", len(battles) * len(prompts), total, f"{one} and {other}")
-    return battles
+    adjusted = holm({place: battle.p for place, battle in enumerate(battles)})
+    return [replace(battle, p_holm=adjusted[place]) for place, battle in enumerate(battles)]
 
 
 def fight(ask: Ask, behaviour: str, prompt: str, one: str, other: str, *, kept: Ledger | None = None) -> Better | None:

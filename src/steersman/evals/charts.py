@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import pairwise
 
 from steersman.auto.charts import ticks
 from steersman.evals.statistics import pareto
@@ -20,6 +21,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 18, 12, 40
 _ROW, _NAMES = 26, 96
 _LETTER, _LINE = 7.5, 13.0
 """About how wide a letter and how high a line of a label is."""
+_STEPS = 40
 _COLOURS = 12
 NOTHING = '<p class="none">Nothing was measured.</p>'
 
@@ -37,6 +39,18 @@ class Series:
     """x of points that were chosen."""
     colour: int = 0
     dashed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Spot:
+    """One point of a front."""
+
+    name: str
+    x: float
+    y: float
+    colour: int = 0
+    note: str = ""
+    """What tells it from others of its name."""
 
 
 def curves(
@@ -57,7 +71,8 @@ def curves(
     flat = [(name, y) for name, y in levels if y is not None]
     top = max(1.0, *(high for _, points in there for *_, high in points), *(y for _, y in flat))
     frame, place = _frame((min(xs), max(xs)), (0.0, top), x_label, log=True)
-    parts = [frame, *_levels(flat, place)]
+    lines, names = _levels(flat, place)
+    parts = [frame, *lines]
     for each, points in there:
         colour = f"s{each.colour % _COLOURS}"
         upper = [place(x, high) for x, _, _, high in points]
@@ -74,7 +89,7 @@ def curves(
             if x in each.ringed:
                 parts.append(f'<circle class="mark" cx="{across:.1f}" cy="{up:.1f}" r="6"/>')
     said = f"{title}: {len(there)} curves: " + ", ".join(each.name for each, _ in there)
-    return _figure(title, said, "".join(parts), _HEIGHT)
+    return _figure(title, said, "".join([*parts, *names]), _HEIGHT)
 
 
 def bars(rows: Sequence[tuple[str, Interval, int]], *, title: str, top: float = 1.0) -> str:
@@ -104,27 +119,28 @@ def bars(rows: Sequence[tuple[str, Interval, int]], *, title: str, top: float = 
     return _figure(title, said, "".join(parts), _TOP * 2 + len(rows) * _ROW)
 
 
-def front(points: Sequence[tuple[str, float, float, int]], *, title: str, x_label: str, y_label: str) -> str:
-    """Points by name, x, y and colour; those that no other one beats in both are joined."""
+def front(points: Sequence[Spot], *, title: str, x_label: str, y_label: str) -> str:
+    """Spots by x and y; those that no other one beats in both are joined, and each name among them is written once."""
     if not points:
         return NOTHING
-    best = pareto([(x, y) for _, x, y, _ in points])
-    frame, place = _frame((0.0, max(1.0, *(x for _, x, _, _ in points))), (0.0, 1.0), x_label)
-    parts = [frame, f'<polyline class="front" points="{_path([place(*points[i][1:3]) for i in best])}"/>']
-    taken = [place(x, y) for _, x, y, _ in points]
-    spots = [(*at, *at) for at in taken]
-    named: set[str] = set()
-    for number, (name, x, y, colour) in enumerate(points):
-        across, up = taken[number]
+    best = pareto([(each.x, each.y) for each in points])
+    frame, place = _frame((0.0, max(1.0, *(each.x for each in points))), (0.0, 1.0), x_label)
+    at = [place(each.x, each.y) for each in points]
+    line = [at[i] for i in best]
+    parts, named = [frame, f'<polyline class="front" points="{_path(line)}"/>'], set[str]()
+    taken = [(*spot, *spot) for spot in (*at, *_along(line))]
+    for number, each in enumerate(points):
+        across, up = at[number]
         radius = 5 if number in best else 3
         parts.append(
-            f'<circle class="spot s{colour % _COLOURS}" cx="{across:.1f}" cy="{up:.1f}" r="{radius}">'
-            f"<title>{escape(name)}: {x:.2f}, {y:.2f}</title></circle>"
+            f'<circle class="spot s{each.colour % _COLOURS}" cx="{across:.1f}" cy="{up:.1f}" r="{radius}">'
+            f"<title>{escape(each.name + each.note)}: {each.x:.2f}, {each.y:.2f}</title></circle>"
         )
-        if number in best and name not in named:
-            named.add(name)
-            parts.append(_named(name, across, up, spots))
-    said = f"{title}: on the front {', '.join(dict.fromkeys(points[i][0] for i in best))}"
+        if number in best and each.name not in named:
+            label = _named(each.name, across, up, taken)
+            named |= {each.name} if label else set()
+            parts.append(label)
+    said = f"{title}: on the front {', '.join(dict.fromkeys(points[i].name for i in best))}"
     return _figure(f"{title}: {x_label} to the right, {y_label}", said, "".join(parts), _HEIGHT)
 
 
@@ -171,9 +187,18 @@ def _overlap(one: tuple[float, float, float, float], other: tuple[float, float, 
     return one[0] < other[2] + gap and other[0] < one[2] + gap and one[1] < other[3] + gap and other[1] < one[3] + gap
 
 
-def _levels(levels: Sequence[tuple[str, float]], place: _Place) -> list[str]:
-    """Fine lines across, with their names at the right end; lines too near for a name each share one."""
-    parts, named = [], list[tuple[float, list[str]]]()
+def _along(line: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Places all along a line, so close that no name fits between them."""
+    return [
+        (x + (to_x - x) * step / _STEPS, y + (to_y - y) * step / _STEPS)
+        for (x, y), (to_x, to_y) in pairwise(line)
+        for step in range(1, _STEPS)
+    ]
+
+
+def _levels(levels: Sequence[tuple[str, float]], place: _Place) -> tuple[list[str], list[str]]:
+    """Fine lines across, and their names at the right end; lines too near for a name each share one."""
+    parts, names, named = [], list[str](), list[tuple[float, list[str]]]()
     for name, y in sorted(levels, key=lambda level: level[1]):
         at = place(1.0, y)[1]
         parts.append(f'<line class="level" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
@@ -181,12 +206,12 @@ def _levels(levels: Sequence[tuple[str, float]], place: _Place) -> list[str]:
             named[-1][1].append(name)
         else:
             named.append((at, [name]))
-    for at, names in named:
-        parts.append(
-            f'<text class="tick" x="{_WIDTH - _RIGHT}" y="{max(at - 3, 10.0):.1f}" text-anchor="end">'
-            f"{escape(', '.join(names))}</text>"
+    for at, each in named:
+        names.append(
+            f'<text class="tick above" x="{_WIDTH - _RIGHT}" y="{max(at - 3, 10.0):.1f}" text-anchor="end">'
+            f"{escape(', '.join(each))}</text>"
         )
-    return parts
+    return parts, names
 
 
 def _log_ticks(low: float, high: float) -> list[float]:

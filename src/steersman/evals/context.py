@@ -70,15 +70,19 @@ class Context:
 
     @property
     def identity(self) -> JsonValue:
-        """All that decides what a method comes to."""
+        """All that decides what any method comes to. An effect map decides some only (`effects_sha256`)."""
         model = self.engine.model
         sae = None if self.sae is None else self.sae.weights_hash
-        effects = sha256_file(self.effects) if self.effects is not None and self.effects.is_file() else None
         examples = asdict(self.contrast)
         return [
-            model.ref.config_hash, model.ref.weights_hash, str(model.hf.dtype), sae, effects, self.layer,
+            model.ref.config_hash, model.ref.weights_hash, str(model.hf.dtype), sae, None, self.layer,
             self.seed, self.behaviour.sha256, content_hash(examples), list(self.prompts), self.judge.name,
         ]  # fmt: skip
+
+    @property
+    def effects_sha256(self) -> str | None:
+        """Of the effect map; None where there is none."""
+        return sha256_file(self.effects) if self.effects is not None and self.effects.is_file() else None
 
 
 @dataclass(frozen=True, slots=True)

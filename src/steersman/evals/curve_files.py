@@ -138,8 +138,9 @@ def draw_curves(curves: Sequence[Curve], path: Path) -> None:
             if curve.kind != kind or not there:
                 continue
             means = [point.value.mean or 0.0 for point in there]
-            below = [mean - (point.value.low or 0.0) for mean, point in zip(means, there, strict=True)]
-            above = [(point.value.high or 0.0) - mean for mean, point in zip(means, there, strict=True)]
+            ends = [(point.value.low, point.value.high) for point in there]
+            below = [0.0 if low is None else mean - low for mean, (low, _) in zip(means, ends, strict=True)]
+            above = [0.0 if high is None else high - mean for mean, (_, high) in zip(means, ends, strict=True)]
             xs = [point.multiplier for point in there]
             panel.errorbar(xs, means, yerr=[below, above], marker="o", capsize=3, label=curve.name)
         panel.axvline(0, color="0.8", zorder=0)

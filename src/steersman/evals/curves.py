@@ -204,6 +204,8 @@ def weighted_bootstrap(
     if not there:
         return Interval(mean=None, low=None, high=None, n=0, total=len(values))
     n, made = len(there), random.Random(seed)
+    if n == 1:
+        return Interval(mean=there[0][0], low=None, high=None, n=1, total=len(values))
     means = sorted(_weighted(made.choices(there, k=n)) for _ in range(_RESAMPLES))
     low, high = (means[round(share * (_RESAMPLES - 1))] for share in ((1 - level) / 2, (1 + level) / 2))
     return Interval(mean=_weighted(there), low=low, high=high, n=n, total=len(values))

@@ -171,6 +171,10 @@ class Battle:
     missing: int
     """Not judged, or an answer was not there."""
     total: int
+    p: float | None = None
+    """Two-sided, of wins against losses; None without either."""
+    p_holm: float | None = None
+    """The same, corrected over all battles."""
 
 
 @fact

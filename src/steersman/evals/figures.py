@@ -6,7 +6,7 @@ Each method has the same colour in all of them. Knows nothing of how methods are
 from __future__ import annotations
 
 from steersman.auto.page import note, section
-from steersman.evals.charts import Series, bars, curves, front, legend
+from steersman.evals.charts import Series, Spot, bars, curves, front, legend
 from steersman.evals.facts import MEASURES, Evaluation, MethodResult
 
 LABELS = {
@@ -58,8 +58,8 @@ def over_strength(found: Evaluation) -> str:
     ]
     key = legend([(result.name, colours[result.name]) for result in swept])
     said = note(
-        "Over all prompts, with 95 % intervals as bands; controls are dashed; fine lines: what has no strength. Strength in mean "
-        "residual norms; for methods of another unit (topic) it is their factor."
+        f"Over all {len(found.prompts)} prompts, with 95 % intervals as bands; controls are dashed; fine lines: what has no "
+        "strength. Strength in mean residual norms; for methods of another unit (topic) it is their factor."
     )
     return section("Over strength", f'{said}{key}<div class="charts">{"".join(figures)}</div>')
 
@@ -68,7 +68,13 @@ def trade_off(found: Evaluation) -> str:
     """Behaviour against coherence, a spot for every method and strength."""
     colours = _colours(found)
     points = [
-        (result.name, point.behaviour.mean, point.coherence.mean, colours[result.name])
+        Spot(
+            result.name,
+            point.behaviour.mean,
+            point.coherence.mean,
+            colours[result.name],
+            f" at {point.strength:.3g}" if len(result.curve) > 1 else "",
+        )
         for result in found.methods
         for point in result.curve
         if point.behaviour.mean is not None and point.coherence.mean is not None
@@ -76,8 +82,8 @@ def trade_off(found: Evaluation) -> str:
     figure = front(points, title="Every method at every strength", x_label="behaviour", y_label="coherence upwards")
     key = legend([(result.name, colours[result.name]) for result in found.methods if result.curve])
     said = note(
-        "Right and up is better. On the line nothing else has both more behaviour and more coherence. All prompts; nothing is "
-        "chosen."
+        "Right and up is better: the dashed line is the Pareto front, the spots for which no other one has more of both. Large "
+        f"spots lie on it. Means over all {len(found.prompts)} prompts; nothing is chosen."
     )
     return section("Behaviour against coherence", f'{said}{key}<div class="charts one">{figure}</div>')
 

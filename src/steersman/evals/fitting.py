@@ -116,7 +116,10 @@ class Targeted:
                 "and name it with --effects"
             )
         stored = load_effect_map(context.effects, task.index.facts.sae)
-        return _best_of(self.name, context, lambda feature: sae_ts.fit(stored, {feature: 1.0}, name=self.name))
+        found = _best_of(self.name, context, lambda feature: sae_ts.fit(stored, {feature: 1.0}, name=self.name))
+        r_squared = stored.facts.r_squared.mean
+        trust = "not tested" if r_squared is None else f"R² {r_squared:.2f} on unseen vectors"
+        return replace(found, note=f"{found.note}; effect map: {trust}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,5 +262,6 @@ def _best_of(name: str, context: Context, recipe_of: Callable[[int], Recipe]) ->
     gains = likelihood_gains(context, recipes, _TRIED_AT)
     best = max(range(len(tried)), key=lambda place: gains[place])
     label = tried[best].label or "no label"
-    note = f"feature {tried[best].id} ({label}), best of {len(tried)} (examples less plain texts {gains[best]:+.3f} nats/token)"
+    gain = f"steered by it, examples are {gains[best]:+.3f} nats a token likelier than plain texts"
+    note = f"feature {tried[best].id} ({label}), best of {len(tried)} at {_TRIED_AT:g}: {gain}"
     return Fitted(name=name, recipe=replace(recipes[best], name=name), note=note)

@@ -26,7 +26,7 @@ from steersman.evals.fitting import (
     Topic,
     WrongSign,
 )
-from steersman.evals.store import RunFolder, content_hash
+from steersman.evals.store import RunFolder, content_hash, recipe_hash
 
 METHODS: dict[str, Callable[[], Method]] = {
     "caa": lambda: Pairs("caa"),
@@ -87,7 +87,11 @@ def fit_all(
     done: list[Fitted] = []
     for method in methods:
         so_far = replace(context, fitted=tuple(done))
-        key = content_hash([method.name, repr(method), context.identity, [each.name for each in done]])
+        # Only controls are made from other methods, and only SAE-TS from an effect map: the rest is not fitted again for them.
+        made_from: list[JsonValue] = _made_from(done) if method.name in _AFTER else []
+        if isinstance(method, Targeted):
+            made_from = [context.effects_sha256]
+        key = content_hash([method.name, repr(method), context.identity, made_from])
         found = _kept(kept, key, method.name)
         if found is None:
             try:
@@ -101,6 +105,11 @@ def fit_all(
         if progress is not None:
             progress("methods", len(done), len(methods), method.name)
     return done
+
+
+def _made_from(done: Sequence[Fitted]) -> list[JsonValue]:
+    """What decides a control: the recipes that were fitted before it."""
+    return [[each.name, recipe_hash(each.recipe)] for each in done if each.recipe is not None]
 
 
 def _facts(fitted: Fitted) -> dict[str, JsonValue]:

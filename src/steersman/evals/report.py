@@ -5,6 +5,7 @@ Prompts and answers come from models and files: every text is escaped. Knows not
 
 from __future__ import annotations
 
+from collections import Counter
 from html import escape
 
 from steersman.auto.page import count, drawn, facts, note, number, page, section, table, terms
@@ -29,6 +30,11 @@ _METHODS = {
     "random": "control: a random vector of the same length.",
     "wrong-sign": "control: a recipe turned round, which should do the opposite.",
 }
+_JUDGES = {
+    "likelihood": "the same model, unsteered: how much likelier the answer becomes when it is told to behave so.",
+    "embedding": "sentence embeddings and wording: whether the answer is nearer to the examples or to the plain texts.",
+    "llm": "a language model that is shown the criterion and the answer.",
+}
 _TERMS = {
     "behaviour": "how far the answer shows what was asked for.",
     "coherence": "whether it is sensible text about its prompt; low in loops and word salad.",
@@ -52,7 +58,11 @@ def _summary(found: Evaluation) -> str:
         return '<div class="verdict"><p><strong>No method that steers could be measured.</strong></p></div>'
     best = steering[0]
     product, paired = best.scores["product"], best.against.get("prompt")
-    of = f"the best of {len(steering)} by its mean, chosen after measuring" if len(steering) > 1 else "the only one"
+    of = (
+        f"the best of {len(steering)} by its mean, chosen after measuring"
+        if len(steering) > 1
+        else "the only one that steers"
+    )
     against = f"Against prompting: {_words(paired)}." if paired else "It was not compared with prompting."
     return (
         f'<div class="verdict plain"><p><strong>{escape(best.name)}: behaviour × coherence {product.mean:.2f}</strong> '
@@ -80,7 +90,9 @@ def _compared(found: Evaluation) -> str:
     intro = note(
         "Every method is to bring about the behaviour above in the same model. Numbers are means over the prompts."
     )
-    return section("What is compared", f"{intro}{terms(said)}<h3>What is measured</h3>{terms(_TERMS)}")
+    judges = {judge: _JUDGES.get(judge.split()[0], "") for judge in found.judges}
+    measured = _TERMS | {f"judge: {judge}": meaning for judge, meaning in judges.items()}
+    return section("What is compared", f"{intro}{terms(said)}<h3>What is measured</h3>{terms(measured)}")
 
 
 def _scores(found: Evaluation) -> str:
@@ -123,6 +135,13 @@ def _tests(found: Evaluation) -> str:
         "many pairs, and p by a two-sided sign-flip test, then by Holm's correction over the methods that are compared with the "
         "same reference (controls are not counted among them, and have none). Bold: corrected p below 0.05."
     )
+    least = 2 ** (1 - len(found.prompts))
+    methods = sum(not result.control for result in found.methods)
+    if methods * least >= _CERTAIN:
+        caption += (
+            f" Beware: with {len(found.prompts)} prompts p cannot be below {least:.2g}, nor its correction over {methods} "
+            f"methods below {min(1.0, methods * least):.2g}: so few prompts can prove nothing here."
+        )
     heads = ("method", *(f"minus {_REFERENCES[ref]}" for ref in references))
     return section("Against prompting and controls", table(caption, heads, rows, "tests"))
 
@@ -147,7 +166,8 @@ def _examples(found: Evaluation) -> str:
         heads = ("method", "strength", "answer", "behaviour", "coherence", "product")
         parts.append(table(f'<strong dir="auto">{escape(prompt)}</strong>', heads, rows, "texts"))
     said = note(
-        f"To the first {len(parts)} prompts, each at the strength that was chosen for it; long ones are cut off."
+        f"To the first {len(parts)} of {len(found.prompts)} prompts, each at the strength that was chosen for it; they end after "
+        f"{found.settings.tokens} tokens."
     )
     return section("Answers", said + "".join(parts))
 
@@ -162,11 +182,15 @@ def _battles(found: Evaluation) -> str:
             str(b.ties),
             str(b.losses),
             f"{b.total - b.missing} of {b.total}",
+            "-" if b.p is None else f"{b.p:.2g}, corrected {b.p_holm or b.p:.2g}",
         )
         for b in found.battles
     ]
-    caption = "Answers side by side, judged in both orders; a win of the first holds in both, a disagreement is a tie."
-    return section("Battles", table(caption, ("methods", "wins", "ties", "losses", "judged"), rows))
+    caption = (
+        "Answers side by side, judged in both orders; a win of the first holds in both, a disagreement is a tie. p: two-sided "
+        "sign test of wins against losses, ties left out, then by Holm's correction over all pairs of methods."
+    )
+    return section("Battles", table(caption, ("methods", "wins", "ties", "losses", "judged", "p"), rows))
 
 
 def _gaps(found: Evaluation) -> str:
@@ -176,7 +200,11 @@ def _gaps(found: Evaluation) -> str:
     for sample in found.samples:
         if sample.missing:
             reasons[sample.method, sample.missing] = reasons.get((sample.method, sample.missing), 0) + 1
-    rows = [*failed, *((escape(name), f"{n} answers", escape(why)) for (name, why), n in reasons.items())]
+    wanted = Counter(sample.method for sample in found.samples)
+    rows = [
+        *failed,
+        *((escape(name), f"{n} of {wanted[name]} answers", escape(why)) for (name, why), n in reasons.items()),
+    ]
     if not rows:
         return section("Gaps", f"<p>None: all {len(found.samples)} answers were written and graded.</p>")
     return section("Gaps", table("Not counted as 0 anywhere.", ("method", "what", "why"), rows))
@@ -222,7 +250,7 @@ def _words(paired: Paired) -> str:
     if gap.mean is None or p is None:
         return "could not be measured"
     said = "no certain difference" if p >= _CERTAIN else "better" if gap.mean > 0 else "worse"
-    return f"{said}; {gap.mean:+.2f} ({_between(gap.low, gap.high, '+.2f')}), {kind} {p:.2g}"
+    return f"{said}; {gap.mean:+z.2f} ({_between(gap.low, gap.high, '+z.2f')}), {kind} {p:.2g}"
 
 
 def _between(low: float | None, high: float | None, form: str = ".2f") -> str:

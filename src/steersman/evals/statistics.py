@@ -66,6 +66,19 @@ def sign_flip(differences: Sequence[float], seed: int = 0) -> float | None:
     return (int(((signs @ values).abs() >= observed).sum()) + 1) / (_DRAWS + 1)
 
 
+def sign_test(wins: int, losses: int) -> float | None:
+    """Two-sided p-value of wins and losses being equally likely (exact binomial); ties say nothing and are left out.
+
+    Returns:
+        None without a win or a loss.
+    """
+    n = wins + losses
+    if n == 0:
+        return None
+    tail = sum(math.comb(n, k) for k in range(min(wins, losses) + 1))
+    return min(1.0, tail / 2.0 ** (n - 1))
+
+
 def holm(found: Mapping[K, float | None]) -> dict[K, float | None]:
     """P-values corrected for their number (Holm 1979); those that are missing stay so and are not counted."""
     there = sorted(((p, key) for key, p in found.items() if p is not None), key=lambda pair: pair[0])

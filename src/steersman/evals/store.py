@@ -2,6 +2,7 @@
 
     FOLDER/answers.jsonl    a line an answer          FOLDER/fits/HASH.json    fitted recipes
     FOLDER/grades.jsonl     a line a grade            FOLDER/notes.jsonl       examples, battles
+    FOLDER/run.json         the question that the folder's results answer
 
 Interrupted at any moment, the next run goes on from here; a line that was cut off is done again. Knows nothing of what is kept.
 """
@@ -11,17 +12,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from pydantic import JsonValue, TypeAdapter
 
-from steersman.errors import DataError, RecipeError
-from steersman.files import storage_errors
+from steersman.errors import Conflict, DataError, RecipeError
+from steersman.files import storage_errors, write_bytes
 from steersman.steering.edits import Edit
 from steersman.steering.recipe import Recipe
 from steersman.steering.recipe_file import load_recipe, save_recipe
 
+RUN_FILE = "run.json"
 _EDITS: TypeAdapter[tuple[Edit, ...]] = TypeAdapter(tuple[Edit, ...])
 
 
@@ -36,6 +38,50 @@ def recipe_hash(recipe: Recipe | None) -> str:
         return "none"
     abort = None if recipe.abort is None else repr(recipe.abort)
     return content_hash([_EDITS.dump_python(recipe.edits, mode="json"), abort])
+
+
+def check_folder(folder: Path, question: Mapping[str, JsonValue], results: Collection[str]) -> None:
+    """Refuse a folder whose results answer another question than this one, or belong to something else.
+
+    Without results a folder is free, whatever was asked there: what it kept is found by its content.
+
+    Args:
+        folder: which may not be there yet.
+        question: what decides the results, by name; as `claim` wrote it down.
+        results: names of the files that would be replaced.
+
+    Raises:
+        Conflict: with the first difference, and what to do.
+        DataError: it is no folder, or cannot be read.
+    """
+    try:
+        there = sorted({path.name for path in folder.iterdir()} & set(results))
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise DataError(f"cannot use {folder} as a folder: {error.strerror}; choose another one") from error
+    if not there:
+        return
+    next_step = "choose another folder, or replace them with --force"
+    try:
+        before = json.loads((folder / RUN_FILE).read_bytes())
+    except (OSError, ValueError):
+        before = None
+    if not isinstance(before, dict):
+        raise Conflict(f"{folder} holds results that are not of this run ({', '.join(there)}); {next_step}")
+    for name, value in question.items():
+        if before.get(name) != value:
+            was, now = (json.dumps(each, ensure_ascii=False) for each in (before.get(name), value))
+            raise Conflict(f"{folder} holds results of another run ({name}: {was} there, {now} here); {next_step}")
+
+
+def claim(folder: Path, question: Mapping[str, JsonValue]) -> None:
+    """Write down which question the results of a folder answer.
+
+    Raises:
+        StorageError: the disk refused.
+    """
+    write_bytes(folder / RUN_FILE, (json.dumps(question, indent=2) + "\n").encode())
 
 
 class Ledger:

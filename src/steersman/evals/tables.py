@@ -16,6 +16,8 @@ from steersman.evals.report import html
 from steersman.files import write_bytes
 
 RESULTS, TABLE, ANSWERS, REPORT = "results.json", "results.csv", "answers.csv", "report.html"
+RESULT_FILES = (RESULTS, TABLE, ANSWERS, REPORT)
+"""All that is written, and replaced."""
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
