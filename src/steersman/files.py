@@ -14,11 +14,6 @@ from typing import Any
 
 from steersman.errors import DataError, StorageError
 
-try:
-    import fcntl
-except ImportError:  # Windows.
-    fcntl = None  # type: ignore[assignment]
-
 _CHUNK_BYTES = 1 << 20
 _MOST_BYTES = 64 << 20
 _REFUSALS = {
@@ -161,9 +156,11 @@ def sole_use(folder: Path) -> Iterator[None]:
         StorageError: another run has it, or it cannot be made.
     """
     make_folder(folder)
-    if fcntl is None or not folder.is_dir():
+    if os.name == "nt":
         yield
         return
+    import fcntl
+
     handle = os.open(folder, os.O_RDONLY)
     try:
         try:
