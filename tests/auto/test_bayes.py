@@ -58,8 +58,8 @@ def test_the_first_trials_are_what_the_candidates_say(task: Task) -> None:
     assert strengths[:3] == pytest.approx([0.18, 0.252, 0.36])
     for epoch in tuned.history[:3]:
         assert epoch.weights[1] / epoch.weights[0] == pytest.approx(-0.8 / 0.9)
-    assert trained_norm(task, tuned.weights) == pytest.approx(0.3)
-    assert (tuned.strength, tuned.method) == (pytest.approx(0.3), "bayes")
+    assert trained_norm(task, tuned.weights) == pytest.approx(0.252)
+    assert (tuned.strength, tuned.method) == (pytest.approx(0.252), "bayes")
     assert [item.prompt for item in judge.asked[0]] == list(PROMPTS[6:])
     assert "best so far 0.300" in tuned.history[3].note
 

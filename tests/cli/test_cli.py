@@ -212,7 +212,7 @@ def test_the_program_writes_answers_to_a_pipe_and_ends_quietly_when_nobody_reads
     words = [
         sys.executable,
         "-m",
-        "steersman.cli.main",
+        "steersman",
         "generate",
         "--model",
         str(folder),
