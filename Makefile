@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
+# Tests run in as many processes as there are cores, up to four; those that start a server take a free port.
+PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-all check format bench docs clean
@@ -26,10 +28,10 @@ demo: setup ## One sentence in: steer the bundled model to speak to children, pr
 	@$(BIN)/python examples/childrens_qa.py --compare
 
 test: setup ## Run the tests (a few minutes on two cores)
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: setup ## Run the tests and the longer proofs
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 check: setup ## Formatting, lint, types, and that the docs are fresh
 	$(BIN)/ruff format --check .

@@ -14,6 +14,15 @@ from steersman.models.language_model import LanguageModel
 from steersman.models.load import load_model
 
 
+def pytest_configure() -> None:
+    """Share the cores among the processes that test at once: threads that wait for cores wait for each other all the time."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if workers > 1:
+        share = max(1, (os.cpu_count() or 1) // workers)
+        torch.set_num_threads(share)
+        os.environ["OMP_NUM_THREADS"] = str(share)  # Of the programs that tests start.
+
+
 @pytest.fixture(autouse=True)
 def _threads(request: pytest.FixtureRequest) -> Iterator[None]:
     """One thread for tiny models, where a second only waits for the first; all of them for the bundled one."""

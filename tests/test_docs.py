@@ -19,6 +19,10 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
 
 
+_LONG = {"autosteer.md", "optimised-vector.md"}
+"""Pages whose examples take minutes."""
+
+
 def commands(page: Path) -> list[str]:
     lines = [line.split(" #")[0].strip() for block in blocks(page, "bash") for line in block.splitlines()]
     return [line for line in lines if line.startswith("steersman ")]
@@ -39,8 +43,14 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 @pytest.mark.model
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
-    "page", [page for page in PAGES if blocks(page, "(?:python|bash)")], ids=lambda page: page.name
+    "page",
+    [
+        pytest.param(page, id=page.name, marks=[pytest.mark.slow] if page.name in _LONG else [])
+        for page in PAGES
+        if blocks(page, "(?:python|bash)")
+    ],
 )
 def test_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
