@@ -7,7 +7,7 @@ STAMP := $(VENV)/.ready
 PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all check format bench docs clean
+.PHONY: help setup demo test test-all check format bench comparison docs clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -44,6 +44,11 @@ format: setup ## Format the code and mend what the linter can
 
 bench: setup ## Measure the engine beside transformers, repeng and steering-vectors (about ten minutes, on a quiet machine)
 	$(BIN)/python bench/engine.py
+
+# TASKS may name another folder of tasks, such as the nine files of the SAE-TS paper's own repository.
+TASKS ?= bench/tasks
+comparison: setup ## Compare the steering methods and write docs/comparison.md and the README's table anew (hours; goes on where it ended)
+	$(BIN)/python bench/methods.py $(TASKS) --report docs/comparison.md
 
 docs: setup ## Write the generated parts of the documentation anew
 	$(BIN)/python docs/generate.py

@@ -4,25 +4,24 @@ Every (task, method, seed) is kept as it ends, answers and grades too: stopped a
 one JSON object.
 
     python bench/methods.py [TASKS] [--methods caa,sae,sae-ts,...] [--seeds 0,1,2] [--prompts 16] [--tokens 40] [--out FOLDER]
+                            [--report FILE]
 
-TASKS: folder of JSON files with `name`, `positive`, `negative` and `score_criterion`; by default
-`behaviours/sae_ts_tasks` in $STEERSMAN_TEST_DATA. Another model or SAE wants another --out.
+TASKS: folder of JSON files with `name`, `positive`, `negative` and `score_criterion`, such as the paper's own; by default the
+nine of bench/tasks. Another model or SAE wants another --out.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import torch
 
+from methods_report import about, as_markdown, as_text, cell, fill_in, mean, ratios, summarise, summary_table
 from steersman.engine.engine import Engine, EngineLimits
 from steersman.errors import SteersmanError
 from steersman.evals.behaviours import EvalBehaviour, load_behaviour
@@ -30,8 +29,7 @@ from steersman.evals.evaluate import Tools, evaluate
 from steersman.evals.facts import EvalSettings
 from steersman.evals.store import Ledger, content_hash
 from steersman.evals.tables import facts_of
-from steersman.files import sha256_file
-from steersman.intervals import bootstrap
+from steersman.files import sha256_file, write_bytes
 from steersman.models.load import load_model
 from steersman.models.sentence_encoder import load_encoder
 from steersman.sae.library import find_sae
@@ -49,9 +47,8 @@ DESCRIPTIONS = {
     "want_to_die": "Sound like a person who wants to die.",
     "wedding": "Talk about weddings.",
 }
-PAPER = {"caa": 0.2165, "sae": 0.1290, "sae-ts": 0.3600, "pinv": 0.1197, "rotation": 0.3115}
-"""Largest product over scales, chosen in sample by an LLM judge, Gemma-2-2B (arXiv:2411.02193): another model and judge."""
 METHODS = "caa,lat,sae,sae-ts,topic,auto,optimised,prompt,plain,random,wrong-sign"
+README = Path(__file__).parents[1] / "README.md"
 _CONTROLS = {"prompt", "plain", "random", "wrong-sign"}
 
 
@@ -66,9 +63,13 @@ def main() -> None:
     began = time.perf_counter()
     bench = _Bench(options)
     rows = [bench.row(task, name, seed, done) for seed in options.seeds for task in tasks for name in names]
-    summary = summarise(rows, names)
-    _print(summary, tasks, rows)
+    summary, over = summarise(rows, names), ratios(rows, names)
+    print(as_text(summary, [task.name for task in tasks], rows))
     gaps = [{key: row[key] for key in ("task", "method", "seed", "error")} for row in rows if row["error"]]
+    if options.report is not None:
+        made = as_markdown(summary, over, [task.name for task in tasks], rows, about(options))
+        write_bytes(options.report, made.encode())
+        fill_in(README, summary_table(summary, over))
     print(
         json.dumps(
             {
@@ -79,6 +80,7 @@ def main() -> None:
                 "tokens": options.tokens,
                 "judge": options.judge,
                 "methods": summary,
+                "ratios": over,
                 "gaps": gaps,
                 "seconds": round(time.perf_counter() - began, 1),
                 "threads": torch.get_num_threads(),
@@ -152,67 +154,22 @@ def _map_hash() -> str:
     return sha256_file(path) if path.is_file() else ""
 
 
-def summarise(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, Any]:
-    """By method: the mean over (task, seed) of its product, with an interval over these, and n scored of all answers."""
-    made: dict[str, Any] = {}
-    for name in names:
-        own = [row for row in rows if row["method"] == name]
-        means = {measure: [_mean(row.get(key, [])) for row in own] for measure, key in (
-            ("product", "values"), ("behaviour", "behaviour"), ("coherence", "coherence"), ("harmonic", "harmonic")
-        )}  # fmt: skip
-        each = bootstrap(means["product"])
-        best = [row["best_product"] for row in own if row.get("best_product") is not None]
-        made[name] = {
-            "product": each.mean,
-            "low": each.low,
-            "high": each.high,
-            "runs": f"{each.n} / {each.total}",
-            "scored": f"{sum(v is not None for row in own for v in row['values'])} / {sum(len(row['values']) for row in own)}",
-            **{measure: bootstrap(means[measure]).mean for measure in ("behaviour", "coherence", "harmonic")},
-            "best_in_sample": fmean(best) if best else None,
-            "paper_in_sample": PAPER.get(name),
-        }
-    return made
-
-
-def _print(summary: dict[str, Any], tasks: Sequence[EvalBehaviour], rows: Sequence[dict[str, Any]]) -> None:
-    names = list(summary)
-    print(f"{'product':<22}" + "".join(f"{name:>12}" for name in names))
-    for task in tasks:
-        cells = []
-        for name in names:
-            own = [_mean(row["values"]) for row in rows if (row["task"], row["method"]) == (task.name, name)]
-            cells.append(_cell(_mean(own)))
-        print(f"{task.name:<22}" + "".join(f"{cell:>12}" for cell in cells))
-    for key in ("product", "low", "high", "behaviour", "coherence", "harmonic", "best_in_sample", "paper_in_sample"):
-        print(f"{key:<22}" + "".join(f"{_cell(summary[name][key]):>12}" for name in names))
-    for key in ("runs", "scored"):
-        print(f"{key:<22}" + "".join(f"{summary[name][key]:>12}" for name in names))
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    there = [value for value in values if value is not None]
-    return fmean(there) if there else None
-
-
-def _cell(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
-
-
 def _shown(row: dict[str, Any]) -> str:
-    return f"gap: {row['error']}" if row["error"] else f"product {_cell(_mean(row['values']))} at {row['strengths']}"
+    return f"gap: {row['error']}" if row["error"] else f"product {cell(mean(row['values']))} at {row['strengths']}"
 
 
 def _options() -> argparse.Namespace:
-    data = os.environ.get("STEERSMAN_TEST_DATA", str(Path(__file__).parents[2] / "shared" / "data"))
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("tasks", type=Path, nargs="?", default=Path(data) / "behaviours" / "sae_ts_tasks")
+    parser.add_argument("tasks", type=Path, nargs="?", default=Path(__file__).parent / "tasks")
     parser.add_argument("--methods", default=METHODS)
     parser.add_argument("--seeds", type=lambda text: [int(word) for word in text.split(",")], default=[0, 1, 2])
     parser.add_argument("--prompts", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=40)
     parser.add_argument("--judge", default="local")
     parser.add_argument("--out", type=Path, default=Path("methods-bench"), help="folder where everything is kept")
+    parser.add_argument(
+        "--report", type=Path, help="Markdown file for the tables; the README's is written anew with it"
+    )
     return parser.parse_args()
 
 

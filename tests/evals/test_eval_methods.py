@@ -9,15 +9,20 @@ import pytest
 import torch
 from tests.auto.rig import PLANTED
 from tests.evals.eval_rig import context_of
+from tests.sae.index.toy_index import WordEncoder
 
+from steersman.auto.facts import ContrastSet
+from steersman.auto.prompts import Prompts
 from steersman.errors import DataError
 from steersman.evals import fitting
+from steersman.evals.behaviours import NEUTRAL_PROMPT
 from steersman.evals.context import Context, prompt_sets
 from steersman.evals.facts import EvalSettings, Fitted
 from steersman.evals.fitting import Pairs, RandomVector, WrongSign, unit
 from steersman.evals.methods import METHODS, fit_all, methods_of
 from steersman.evals.store import RunFolder
 from steersman.models.language_model import LanguageModel
+from steersman.sae.index.embed import embed_index
 from steersman.steering.edits import Add
 from steersman.steering.methods import METHODS as FITS
 
@@ -148,3 +153,32 @@ def test_another_effect_map_fits_sae_ts_again_and_nothing_else(tiny: LanguageMod
     assert first.identity == second.identity == context.identity
     assert first.effects_sha256 != second.effects_sha256
     assert context.effects_sha256 is None
+
+
+def test_auto_keeps_answers_to_prompts_and_writes_its_own_where_there_are_only_texts(
+    tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context, _ = context_of(tiny)
+    assert context.index is not None
+    context = replace(context, index=embed_index(context.index, WordEncoder(), tiny.tokenizer))
+    assert "examples: planted" in fitting.Auto().fit(context).note
+    items = tuple(replace(item, prompt=NEUTRAL_PROMPT) for item in context.behaviour.items)
+    texts = replace(context, behaviour=replace(context.behaviour, items=items))
+    asked: list[Prompts] = []
+
+    def written(_engine: object, _wanted: object, prompts: Prompts, *_: object) -> ContrastSet:
+        asked.append(prompts)
+        return replace(context.contrast, source="own answers")
+
+    monkeypatch.setattr(fitting, "written_examples", written)
+    assert "examples: own answers" in fitting.Auto().fit(texts).note
+    [prompts] = asked
+    assert (*prompts.train, *prompts.validation) == context.prompts
+    assert not set(prompts.train) & set(prompts.validation)
+    assert "examples: planted" in fitting.Auto(writes=False).fit(texts).note
+
+    def not_shown(*_: object) -> ContrastSet:
+        raise DataError("the model does not show it")
+
+    monkeypatch.setattr(fitting, "written_examples", not_shown)
+    assert "examples: planted" in fitting.Auto().fit(texts).note

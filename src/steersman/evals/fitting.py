@@ -10,14 +10,18 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from steersman.auto.contrast_set import system_prompt
-from steersman.auto.facts import Behaviour
+from steersman.auto.examples import written_examples
+from steersman.auto.facts import Behaviour, ContrastSet
 from steersman.auto.optimise.gradient import Gradient
+from steersman.auto.prompts import Prompts
 from steersman.auto.prove import random_control
 from steersman.auto.retrieve import RetrievalSettings, retrieve
+from steersman.auto.task import Task
 from steersman.engine.likelihood import AnswerItem, answer_logprobs
 from steersman.errors import DataError, RecipeError
-from steersman.evals.context import Context
+from steersman.evals.context import Context, is_plain_text
 from steersman.evals.facts import Fitted
+from steersman.judges.local import QuickJudge
 from steersman.models.language_model import chat
 from steersman.models.residuals import profile_texts
 from steersman.steering.edits import Add
@@ -149,13 +153,29 @@ class Auto:
     """Auto-steering's default: candidate features by gradient, contrast and search, weighed by gradient."""
 
     name: str = "auto"
+    writes: bool = True
+    """Where the examples are texts that answer nothing, answers are written from the description, as `autosteer` does."""
 
     def fit(self, context: Context) -> Fitted:
         """Up to eight features, trained on the training examples, stopped by the validation ones."""
         task = context.task()
+        task = replace(task, contrast=self._examples(context, task))
         tuned = Gradient().tune(task, retrieve(task, context.encoder, RetrievalSettings()))
         recipe = replace(task.recipe(tuned.weights, 1.0, method=f"autosteer/{tuned.method}"), name=self.name)
-        return Fitted(name=self.name, recipe=unit(recipe), note=f"{len(tuned.weights)} features")
+        note = f"{len(tuned.weights)} features; examples: {task.contrast.source}"
+        return Fitted(name=self.name, recipe=unit(recipe), note=note)
+
+    def _examples(self, context: Context, task: Task) -> ContrastSet:
+        if not (self.writes and is_plain_text(context.behaviour)):
+            return context.contrast
+        n = max(1, len(context.prompts) // 4)
+        prompts = Prompts(train=context.prompts[:-n], validation=context.prompts[-n:], test=())
+        try:
+            return written_examples(
+                context.engine, task.behaviour, prompts, QuickJudge(context.engine), task.report, None
+            )
+        except DataError:  # The model does not show it when told to; the texts are better than nothing.
+            return context.contrast
 
 
 @dataclass(frozen=True, slots=True)
