@@ -105,6 +105,14 @@ def test_a_chosen_threshold_parts_the_examples_from_other_prompts(match: str) ->
     assert held_out.name == "kittens"
 
 
+def test_a_route_that_is_no_better_than_always_is_refused_unless_it_has_a_threshold() -> None:
+    by_words(kittens(), ships()).refuse_useless()
+    anything = general_prompts()[::9]  # Alike in nothing that the others are not.
+    with pytest.raises(DataError, match=r"route 'anything': .* \(F1 0\.[0-4]"):
+        by_words(ships(), kittens(name="anything", examples=anything)).refuse_useless()
+    by_words(ships(), kittens(name="anything", examples=anything, threshold=0.4)).refuse_useless()
+
+
 def test_a_shipped_prompt_may_be_an_example() -> None:
     mine = general_prompts()[:4]
     router = by_words(Rule(name="mine", recipe="formal", examples=mine, threshold=None))

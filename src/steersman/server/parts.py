@@ -61,7 +61,7 @@ def open_context(
     default = None if settings.steering is None else _default(settings.steering, engine)
     router = None if settings.routes is None else Router.from_file(settings.routes, model=engine.model)
     if router is not None:
-        router.warm()  # What is wrong with the table is better known now than at the first request.
+        router.refuse_useless()  # What is wrong with the table is better known now than at the first request.
     store.sweep()
     return Context(
         settings=settings,

@@ -35,7 +35,8 @@ from steersman.steering.methods.thresholds import Cut, best_cut
 MOST_TOKENS, _MOST_CHARACTERS = 512, 16_384
 """How far into a prompt features are read, so that a decision stays cheap. The sentence encoder has a bound of its own."""
 
-_GOOD_F1 = 0.7
+_GOOD_F1, _USELESS_F1 = 0.7, 0.5
+"""On the examples: below the first a log line warns, below the second no server starts (docs/routing.md has the measure)."""
 _log = logging.getLogger(__name__)
 
 
@@ -192,6 +193,19 @@ class Router:
         found = self._scores(ready, prompt)[0] if prompt.strip() else dict.fromkeys(ready.thresholds, 0.0)
         return {name: (score, ready.thresholds[name]) for name, score in found.items()}
 
+    def refuse_useless(self) -> None:
+        """Prepare all, as `warm` does, and refuse routes that would steer what they should not.
+
+        Raises:
+            DataError: a route's examples are told from general prompts with an F1 below 0.5, and no threshold was given.
+        """
+        for name, cut in self.warm().items():
+            if cut.f1 < _USELESS_F1:
+                raise DataError(
+                    f"route {name!r}: its examples can hardly be told from general prompts (F1 {cut.f1:.2f}); give ten or more "
+                    "that are alike, leave the route out, or set a threshold to have it all the same"
+                )
+
     def _ready(self) -> _Ready:
         with self._lock:
             if self._made is None:
@@ -221,7 +235,7 @@ class Router:
                 apart = torch.tensor([normalised(text) not in known for text in shipped])
                 cut = cuts[rule.name] = _chosen(rule, embedded[rule.name], neutral[apart])
                 if cut.f1 < _GOOD_F1:
-                    _log.warning("route %r: F1 %.2f on its examples; give more, or a threshold", rule.name, cut.f1)
+                    _log.warning("route %r: F1 %.2f on its examples; give more, or leave it out", rule.name, cut.f1)
             thresholds[rule.name] = cuts[rule.name].threshold if rule.threshold is None else rule.threshold
         return _Ready(thresholds, cuts, embedded, encoder, sae)
 
