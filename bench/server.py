@@ -165,6 +165,8 @@ def throughput(server: Server, rounds: int) -> dict[str, Any]:
     return {
         "engine_tokens_per_s": round(median(bare), 1),
         "server_tokens_per_s": round(median(served), 1),
+        "engine_turns": [round(each, 1) for each in bare],
+        "server_turns": [round(each, 1) for each in served],
         "ratio": round(median(ratios), 3),
         "ratios": [round(each, 3) for each in ratios],
         "answers_unlike_the_engine's": texts_differ,
@@ -207,7 +209,7 @@ async def first_token(server: Server) -> dict[str, Any]:
             found.append(told.first_s)
         return found
 
-    single = await client(0, 20)
+    single = await client(0, 60)
     many = [each for part in await asyncio.gather(*(client(index, 6) for index in range(CLIENTS))) for each in part]
     burst = [told.first_s for _ in range(3) for told in await _all_at_once(server, 8)]
     one, all_, at_once = (_percentile(values, 0.95) for values in (single, many, burst))

@@ -153,3 +153,24 @@ def test_who_steps_while_another_thread_drives_sees_every_token_soon(monkeypatch
     assert news >= 30
     driver.join(60)
     assert kept(ticket.result()) == kept(make_engine(model_of("llama")).generate([ask("mine", push(), 40)])[0])
+
+
+def test_a_request_is_read_at_once_and_the_running_ones_have_their_turn_in_between() -> None:
+    """First tokens wait for no decode step; but after `prefill_tokens` of prompts the running rows write one."""
+    model = model_of("llama")
+    width = 64
+    assert len(model.encode("a" * width)) == width
+    engine = make_engine(model, slots=8, prefill_tokens=2 * width)
+    first, *others = [engine.prepare(ask("a" * width, None, 40), stream=True) for _ in range(7)]
+    engine.start(first)
+    engine.step()
+    order = ""
+    for ticket in others:
+        engine.start(ticket)
+        while not ticket.sequence.written:
+            before = len(first.sequence.written)
+            engine.step()
+            is_read = bool(ticket.sequence.written)
+            assert len(first.sequence.written) == before + (not is_read)  # Told before anything else is begun.
+            order += "r" if is_read else "w"
+    assert order == "rwrrwrrwr"

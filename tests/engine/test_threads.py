@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -247,3 +250,28 @@ def test_threads_of_torch_are_left_as_they_are() -> None:
     before = torch.get_num_threads()
     make_engine(model_of("llama")).generate([ask("hello", push())])
     assert torch.get_num_threads() == before
+
+
+@pytest.mark.model
+def test_with_several_threads_too_an_answer_is_the_same_bit_for_bit_in_any_batch() -> None:
+    """In a process of its own, as users have: which thread computes a row depends on how many rows there are."""
+    code = """
+from steersman import Add, Engine, Recipe, Request, Sampling, chat, load_model
+from steersman.steering.vector import Vector
+import torch
+engine = Engine(load_model())
+def push(seed):
+    vector = Vector(torch.randn(576, generator=torch.Generator().manual_seed(seed)))
+    return Recipe(name=str(seed), edits=(Add(layer=9, vector=vector, strength=0.15),))
+brief = Sampling(max_tokens=64)
+asked = [Request(prompt=chat(f"What is {n}?"), recipe=push(n), sampling=brief, logprobs=0) for n in range(16)]
+bits = lambda results: [[(token.token_id, token.logprob) for token in result.logprobs] for result in results]
+together = bits(engine.generate(asked))
+assert torch.get_num_threads() == 2
+for size in (3, 8):
+    parts = [result for at in range(0, 16, size) for result in bits(engine.generate(asked[at : at + size]))]
+    print(size, [n for n in range(16) if parts[n] != together[n]])
+"""
+    env = {**os.environ, "OMP_NUM_THREADS": "2"}
+    made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False)
+    assert made.stdout == "3 []\n8 []\n", made.stderr

@@ -82,6 +82,11 @@ class PrefillBatch(_Steered):
         """Whether every prompt is in the cache."""
         return self._at >= self._width or all(sequence.is_done for sequence in self.sequences)
 
+    @property
+    def next_tokens(self) -> int:
+        """Tokens that the next pass reads, padding included."""
+        return min(self._chunk_tokens, self._width - self._at) * len(self.sequences)
+
     def advance(self) -> list[RunningSequence]:
         """Read the next chunk; prompts that end in it get their first token. Returns those."""
         start, stop = self._at, min(self._at + self._chunk_tokens, self._width)

@@ -82,6 +82,7 @@ class Engine:
         self._admitted: list[RunningSequence] = []
         self._prefill: PrefillBatch | None = None
         self._decode = DecodeBatch(self._runner, self.profile.mean_norms)
+        self._read = 0  # Prompt tokens since the last decode step.
         self._turn = threading.Condition()
         self._driving = False
         self._steps = 0
@@ -226,16 +227,24 @@ class Engine:
                     self._turn.notify_all()
 
     def _step(self) -> None:
+        """Read prompts, or write a token in every running row: what either brought is told before the other begins.
+
+        New prompts go first, so that who asks waits for one pass at most; after `prefill_tokens` of them the rows have a turn.
+        """
         self._decode.drop_finished()
         self._admit()
-        if self._prefill is not None:
+        is_due = self._read < self.limits.prefill_tokens or not self._decode.sequences
+        if self._prefill is not None and is_due:
+            self._read += self._prefill.next_tokens
             self._watch(self._prefill.advance())
             if self._prefill.is_complete:
                 self._decode.drop_finished()  # Again: a row that was cancelled meanwhile has been given away already.
                 self._decode.join(self._prefill)
                 self._prefill = None
-        if self._decode.sequences:
-            self._watch(self._decode.advance())
+        else:
+            self._read = 0
+            if self._decode.sequences:
+                self._watch(self._decode.advance())
 
     def _watch(self, sequences: Sequence[RunningSequence]) -> None:
         """Let the guards of those that just wrote a token look, where it is time."""
@@ -248,7 +257,7 @@ class Engine:
         if self._prefill is not None:
             return
         busy = [sequence for sequence in self._decode.sequences if not sequence.is_done]
-        budget = self.limits.prefill_tokens if busy else self.limits.idle_prefill_tokens
+        budget = self.limits.prefill_tokens - self._read if busy else self.limits.idle_prefill_tokens
         chosen = self._admitted = []
         with self._turn:
             while self._waiting:
@@ -259,7 +268,7 @@ class Engine:
                 width = max(len(sequence.prompt_ids) for sequence in [*chosen, self._waiting[0]])
                 memory = len(rows) * max(sequence.reserved_tokens for sequence in rows)
                 full = len(rows) > self.limits.slots or (len(rows) > 1 and memory > self.limits.kv_tokens)
-                if full or (chosen and width * (len(chosen) + 1) > budget):
+                if full or ((chosen or self._read) and width * (len(chosen) + 1) > budget):
                     break
                 chosen.append(self._waiting[0])
                 self._waiting.popleft()
@@ -277,7 +286,7 @@ class Engine:
         return [*self._admitted, *staged, *self._decode.sequences]
 
     def _reset(self) -> None:
-        self._prefill, self._admitted = None, []
+        self._prefill, self._admitted, self._read = None, [], 0
         self._decode = DecodeBatch(self._runner, self.profile.mean_norms)
 
 

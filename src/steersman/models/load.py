@@ -22,6 +22,7 @@ import torch
 
 from steersman.errors import ModelError, UnsupportedModel, did_you_mean
 from steersman.files import sha256_file
+from steersman.models.arithmetic import settle_sums
 from steersman.models.assets import ASSETS, Asset
 from steersman.models.fetch import Progress, fetch
 from steersman.models.language_model import LanguageModel, weights_hash
@@ -69,6 +70,7 @@ def load_model(
             architecture without decoder blocks.
         StorageError: the cache cannot be written.
     """
+    settle_sums()
     settings = settings or Settings.from_env()
     place = choose_device(device or settings.device)
     number_format = choose_dtype(dtype or settings.dtype, place)
