@@ -16,6 +16,7 @@ import pytest
 from tests.models.chat_server import KEY, ChatServer, Say, completion, serving
 
 from steersman.errors import EndpointError, StorageError
+from steersman.models.asking import ask_json
 from steersman.models.endpoint import ChatSettings, Endpoint, Usage
 from steersman.settings import Settings
 
@@ -271,6 +272,20 @@ def test_failures_are_not_kept(server: ChatServer, tmp_path: Path) -> None:
     ask = endpoint(server, tmp_path)
     refusal(ask)
     assert ask(CHAT) == "now"
+
+
+def test_replies_that_could_not_be_used_are_not_kept_either(server: ChatServer, tmp_path: Path) -> None:
+    server.answers(completion("no JSON"), completion("again none"), completion("{}"))
+    with pytest.raises(EndpointError, match="no usable answer in 2 tries"):
+        ask_json(endpoint(server, tmp_path), CHAT, lambda value: value, retries=1)
+    # The endpoint was mended, or another model answers under that name: asked the same, it is heard.
+    assert ask_json(endpoint(server, tmp_path), CHAT, lambda value: value, retries=1) == {}
+    server.answers(completion("none"), completion("[]"))
+    assert ask_json(endpoint(server, tmp_path), CHAT[1:], lambda value: value) == []
+    assert (
+        ask_json(endpoint(server, tmp_path), CHAT[1:], lambda value: value) == []
+    )  # What was mended on the way is kept.
+    assert len(server.asked) == 5
 
 
 @pytest.mark.parametrize(

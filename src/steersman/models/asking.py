@@ -11,7 +11,7 @@ import re
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from pydantic import JsonValue
 
@@ -30,6 +30,14 @@ _EXCERPT = 80
 _SHOWN = 4000  # Characters of an unusable reply that its author is shown again.
 
 
+@runtime_checkable
+class Keeping(Protocol):
+    """Asks a model, and keeps what it said."""
+
+    def forget(self, messages: Messages) -> None:
+        """Ask anew the next time: what was kept is of no use."""
+
+
 def ask_json(ask: Ask, messages: Messages, parse: Callable[[JsonValue], T], retries: int = 2) -> T:
     """What a model's reply says, once it is JSON that `parse` accepts.
 
@@ -42,16 +50,20 @@ def ask_json(ask: Ask, messages: Messages, parse: Callable[[JsonValue], T], retr
     Raises:
         EndpointError: no usable reply, or none at all.
     """
-    chat = list(messages)
+    chat, asked = list(messages), list[Messages]()
     why = ""
     for _ in range(retries + 1):
         reply = ask(chat)
+        asked.append(chat)
         try:
             return parse(_decoded(reply))
         except ValueError as error:
             why = " ".join(str(error).split())
         again = f"This reply cannot be used: {why}. Reply again: the JSON that was asked for, and nothing else."
         chat = [*messages, {"role": "assistant", "content": reply[:_SHOWN]}, {"role": "user", "content": again}]
+    if isinstance(ask, Keeping):
+        for each in asked:
+            ask.forget(each)
     raise EndpointError(f"no usable answer in {retries + 1} tries: {why}; a larger model follows the format better")
 
 

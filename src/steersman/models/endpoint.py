@@ -7,6 +7,7 @@ The key stands in no error, repr or cache file. Knows nothing of what is asked; 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -159,6 +160,12 @@ class Endpoint:
                 json.dumps({"url": self.url, "request": asked, "reply": answer.text}).encode(),
             )
         return answer.text
+
+    def forget(self, messages: Messages) -> None:
+        """Remove a kept answer, so that the same chat is asked anew; does nothing where none is kept."""
+        if self.cache is not None:
+            with contextlib.suppress(OSError):
+                self._place(self.cache, self._request(messages)).unlink(missing_ok=True)
 
     def many(self, chats: Sequence[Messages]) -> list[str | EndpointError]:
         """Answers to several chats, asked at once, in order; where one could not be had, its error.
