@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 
 import pytest
@@ -117,3 +118,12 @@ def test_settings_do_not_show_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STEERSMAN_LLM_KEY", "sk-1234567890")
     settings = Settings.from_env()
     assert "1234567890" not in f"{settings!r} {settings}"
+
+
+def test_sums_are_settled_unless_somebody_chose(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MKL_CBWR", "AVX2")
+    settle_sums()
+    assert os.environ["MKL_CBWR"] == "AVX2"
+    monkeypatch.delenv("MKL_CBWR")
+    settle_sums()
+    assert os.environ["MKL_CBWR"] == "AUTO,STRICT"

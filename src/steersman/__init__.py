@@ -25,9 +25,10 @@ if TYPE_CHECKING:
     from steersman.client.async_client import AsyncClient
     from steersman.client.client import Client
     from steersman.client.facts import Answer, AutosteerOutcome, Job, JobEvent, Piece, RecipeInfo, SetInfo
-    from steersman.engine.engine import Engine, EngineLimits, Ticket
+    from steersman.engine.engine import Engine, EngineLimits
     from steersman.engine.guard import Guard, GuardEvent
     from steersman.engine.request import Chunk, Request, Result, Sampling
+    from steersman.engine.ticket import Ticket
     from steersman.models.language_model import LanguageModel, Message, ModelRef, chat
     from steersman.models.load import load_model
     from steersman.models.residuals import ModelProfile, load_profile, read_residuals
@@ -61,9 +62,10 @@ _HOMES = {
     "client.async_client": ("AsyncClient",),
     "client.client": ("Client",),
     "client.facts": ("Answer", "AutosteerOutcome", "Job", "JobEvent", "Piece", "RecipeInfo", "SetInfo"),
-    "engine.engine": ("Engine", "EngineLimits", "Ticket"),
+    "engine.engine": ("Engine", "EngineLimits"),
     "engine.guard": ("Guard", "GuardEvent"),
     "engine.request": ("Chunk", "Request", "Result", "Sampling"),
+    "engine.ticket": ("Ticket",),
     "models.language_model": ("LanguageModel", "Message", "ModelRef", "chat"),
     "models.load": ("load_model",),
     "models.residuals": ("ModelProfile", "load_profile", "read_residuals"),

@@ -1,4 +1,4 @@
-"""The only reader of the environment: where files live, which device and number format to use, which LLM to ask.
+"""The only reader, and writer, of the environment: where files live, which device and number format to use, which LLM to ask.
 
 | variable | meaning | default |
 |---|---|---|
@@ -10,7 +10,7 @@
 | `STEERSMAN_LLM_MODEL` | the name that the endpoint knows its model by | unset |
 | `STEERSMAN_LLM_KEY` | sent to that endpoint alone; appears in no error, log or file | unset: none is sent |
 
-Nothing is read at import; every caller asks `Settings.from_env()`.
+`MKL_CBWR` is set where it is not (`settle_sums`). Nothing is read at import; every caller asks `Settings.from_env()`.
 """
 
 from __future__ import annotations
@@ -86,3 +86,13 @@ def _flag(name: str) -> bool:
     if value in _FALSE:
         return False
     raise SteersmanError(f"{name}={value!r} is neither yes nor no; set it to 1 or leave it out")
+
+
+def settle_sums() -> None:
+    """Ask MKL, which multiplies the small matrices of torch's attention on x86 CPUs, for one order of adding up.
+
+    Unasked, the order follows the operands' alignment, and an answer's last bits follow the thread that computed its row. Takes
+    effect before the process's first such product; a choice that is made already (the variable `MKL_CBWR`) stands. It costs
+    nothing that could be measured (docs/log.md).
+    """
+    os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")

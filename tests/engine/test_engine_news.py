@@ -9,9 +9,10 @@ from collections.abc import Callable
 import pytest
 from tests.engine.rig import ask, broken_block, dictate, make_engine, model_of, prompts, push, watching
 
-from steersman.engine.engine import Engine, Ticket
+from steersman.engine.engine import Engine
 from steersman.engine.request import Chunk, Request, Result
 from steersman.engine.sequence import RunningSequence
+from steersman.engine.ticket import Ticket
 from steersman.errors import RequestError, SteersmanError
 
 

@@ -20,6 +20,7 @@ from steersman.engine.runner import Runner
 from steersman.engine.saes import Resolver, SaeCache
 from steersman.engine.sequence import RunningSequence
 from steersman.engine.shadow import mean_logprob
+from steersman.engine.ticket import Ticket
 from steersman.errors import RequestError
 from steersman.facts import fact
 from steersman.models.language_model import LanguageModel
@@ -145,7 +146,7 @@ class Engine:
         """
         sequence = RunningSequence(self.model, request, stream=stream)
         sequence.saes = self.saes_for(request.recipe)
-        return Ticket(self, sequence)
+        return Ticket(sequence, self._drive)
 
     def start(self, ticket: Ticket, *, ahead: bool = False) -> None:
         """Put a prepared request into the queue, once; with `ahead`, before all that were put there without."""
@@ -288,42 +289,3 @@ class Engine:
     def _reset(self) -> None:
         self._prefill, self._admitted, self._read = None, [], 0
         self._decode = DecodeBatch(self._runner, self.profile.mean_norms)
-
-
-class Ticket:
-    """A request that was handed in."""
-
-    def __init__(self, engine: Engine, sequence: RunningSequence) -> None:
-        self.sequence = sequence
-        self._engine = engine
-
-    @property
-    def is_done(self) -> bool:
-        """Whether `result` returns at once."""
-        return self.sequence.is_done
-
-    @property
-    def has_news(self) -> bool:
-        """Whether there is something to `take`, if only the end."""
-        return self.sequence.is_done or self.sequence.has_news
-
-    def take(self) -> Chunk:
-        """Text since the last call, if any, and the result once it is done; does not wait. Raises as `result` does."""
-        if self.sequence.error is not None:
-            raise self.sequence.error
-        return self.sequence.take()
-
-    def result(self) -> Result:
-        """Wait for the answer, driving the engine if nobody else does.
-
-        Raises:
-            SteersmanError: generation failed.
-        """
-        self._engine._drive(lambda: self.sequence.is_done)
-        if self.sequence.error is not None:
-            raise self.sequence.error
-        return self.sequence.result()
-
-    def cancel(self) -> None:
-        """End the request where it stands; does nothing when it is done."""
-        self.sequence.cancel()

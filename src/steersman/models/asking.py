@@ -11,7 +11,7 @@ import re
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, TypeVar
 
 from pydantic import JsonValue
 
@@ -28,14 +28,6 @@ R = TypeVar("R")
 
 _EXCERPT = 80
 _SHOWN = 4000  # Characters of an unusable reply that its author is shown again.
-
-
-@runtime_checkable
-class Keeping(Protocol):
-    """Asks a model, and keeps what it said."""
-
-    def forget(self, messages: Messages) -> None:
-        """Ask anew the next time: what was kept is of no use."""
 
 
 def ask_json(ask: Ask, messages: Messages, parse: Callable[[JsonValue], T], retries: int = 2) -> T:
@@ -61,9 +53,9 @@ def ask_json(ask: Ask, messages: Messages, parse: Callable[[JsonValue], T], retr
             why = " ".join(str(error).split())
         again = f"This reply cannot be used: {why}. Reply again: the JSON that was asked for, and nothing else."
         chat = [*messages, {"role": "assistant", "content": reply[:_SHOWN]}, {"role": "user", "content": again}]
-    if isinstance(ask, Keeping):
-        for each in asked:
-            ask.forget(each)
+    forget = getattr(ask, "forget", lambda _: None)  # What keeps answers shall not keep these.
+    for each in asked:
+        forget(each)
     raise EndpointError(f"no usable answer in {retries + 1} tries: {why}; a larger model follows the format better")
 
 

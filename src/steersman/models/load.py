@@ -22,12 +22,11 @@ import torch
 
 from steersman.errors import ModelError, UnsupportedModel, did_you_mean
 from steersman.files import sha256_file
-from steersman.models.arithmetic import settle_sums
 from steersman.models.assets import ASSETS, Asset
 from steersman.models.fetch import Progress, fetch
 from steersman.models.language_model import LanguageModel, weights_hash
 from steersman.models.unpack import unpack
-from steersman.settings import Settings
+from steersman.settings import Settings, settle_sums
 
 DEFAULT = "default"
 _UNPACK_LIMIT_BYTES = 1 << 30

@@ -13,8 +13,9 @@ from collections import defaultdict, deque
 from collections.abc import Sequence
 from typing import Self
 
-from steersman.engine.engine import Engine, Ticket
+from steersman.engine.engine import Engine
 from steersman.engine.request import Chunk, Request, Result
+from steersman.engine.ticket import Ticket
 from steersman.errors import Busy, RequestError, SteersmanError
 
 _LOOK_S = 0.02
