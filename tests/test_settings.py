@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from steersman.errors import SteersmanError
-from steersman.settings import DTYPES, Settings
+from steersman.settings import DTYPES, Settings, settle_sums
 
 _LLM = ("STEERSMAN_LLM_URL", "STEERSMAN_LLM_MODEL", "STEERSMAN_LLM_KEY")
 _VARIABLES = ("STEERSMAN_CACHE", "STEERSMAN_DEVICE", "STEERSMAN_DTYPE", "STEERSMAN_OFFLINE", *_LLM)
