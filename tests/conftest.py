@@ -12,10 +12,12 @@ from tests.tiny import tiny_model
 
 from steersman.models.language_model import LanguageModel
 from steersman.models.load import load_model
+from steersman.settings import settle_sums
 
 
 def pytest_configure() -> None:
     """Share the cores among the processes that test at once: threads that wait for cores wait for each other all the time."""
+    settle_sums()  # As loading a model does in the programs that tests start: what both compute is compared.
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     if workers > 1:
         share = max(1, (os.cpu_count() or 1) // workers)

@@ -180,8 +180,10 @@ def test_a_folder_is_of_one_run_at_a_time(tmp_path: Path) -> None:
         assert list(folder.iterdir()) == []
         with pytest.raises(StorageError, match="another run works in"), sole_use(folder):
             pytest.fail("two had it")
+    assert not folder.exists()  # It was made for nothing.
     with sole_use(folder):
-        pass
+        (folder / "kept").touch()
+    assert list(folder.iterdir()) == [folder / "kept"]
 
 
 def test_a_run_that_is_killed_leaves_its_folder_to_the_next(tmp_path: Path) -> None:

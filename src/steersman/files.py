@@ -151,11 +151,24 @@ def sole_use(folder: Path) -> Iterator[None]:
     """Keep a folder, made where it is not there, to oneself, so that two runs that go on where one ended do not mix.
 
     The lock is on the folder itself and ends with the process, however it ends. Systems without such locks (Windows) have none.
+    A folder that was made for it and stayed empty is removed again.
 
     Raises:
         StorageError: another run has it, or it cannot be made.
     """
+    is_new = not is_there(folder)
     make_folder(folder)
+    try:
+        with _locked(folder):
+            yield
+    finally:
+        if is_new:
+            with contextlib.suppress(OSError):  # It is not empty.
+                folder.rmdir()
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
     if os.name == "nt":
         yield
         return

@@ -282,6 +282,6 @@ def _best_of(name: str, context: Context, recipe_of: Callable[[int], Recipe]) ->
     gains = likelihood_gains(context, recipes, _TRIED_AT)
     best = max(range(len(tried)), key=lambda place: gains[place])
     label = tried[best].label or "no label"
-    gain = f"steered by it, examples are {gains[best]:+.3f} nats a token likelier than plain texts"
+    gain = f"log-probability a token of examples less that of plain texts, steered by it: {gains[best]:+.3f}"
     note = f"feature {tried[best].id} ({label}), best of {len(tried)} at {_TRIED_AT:g}: {gain}"
     return Fitted(name=name, recipe=replace(recipes[best], name=name), note=note)
