@@ -6,22 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-import typer
 from tests.cli.conftest import Run
 from tests.evals.curve_rig import ab_row, requests, write
-
-from steersman.cli import main as cli_main
-from steersman.cli.curves import curves
-
-
-@pytest.fixture(autouse=True)
-def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command, whether or not the whole command line has it yet."""
-    if not any(command.name == "curves" for command in cli_main.app.registered_commands):
-        commands = list(cli_main.app.registered_commands)
-        monkeypatch.setattr(cli_main.app, "registered_commands", commands)
-        cli_main.app.command("curves")(curves)
-    assert isinstance(cli_main.app, typer.Typer)
 
 
 @pytest.fixture
@@ -65,6 +51,17 @@ def test_json_folder_and_table_say_the_same(
     mean = facts["curves"][2]["points"][0]["value"]["mean"]
     assert f"{mean:.3f}" in table.out
     assert "2 of 3" in table.out
+
+
+def test_a_letter_or_a_text_stands_for_an_answer(run: Run, folder: Path, recipe: Path, tmp_path: Path) -> None:
+    path = write(tmp_path / "tea.json", [ab_row(0), ab_row(1)])
+    words = ("curves", recipe, "--model", folder, "--multipliers", "1", "--ab", path, "--json")
+    letter, text = (run(*words, "--ab-by", by).facts["curves"][0] for by in ("letter", "text"))
+    assert letter["measures"] + ", by its text" == text["measures"]
+    assert letter["points"][0]["value"]["mean"] != text["points"][0]["value"]["mean"]
+    refused = run(*words, "--ab-by", "texts")
+    assert refused.code == 2
+    assert "text" in refused.err
 
 
 def test_answers_are_shown_when_asked_for(run: Run, folder: Path, recipe: Path, tmp_path: Path) -> None:

@@ -10,11 +10,13 @@ import torch
 from tests.evals.curve_rig import ab_row, engine, recipe, write
 from tests.tiny import CONTEXT
 
+from steersman.engine.likelihood import AnswerItem, answer_logprobs
 from steersman.errors import DataError
 from steersman.evals.ab import AbItem, ab_item, ab_pairs, load_ab, matching_probabilities
 from steersman.evals.items import Gap
 from steersman.models.language_model import chat
 from steersman.steering.contrast import locate
+from steersman.steering.pairs import Pair
 
 ITEM = AbItem(question="Tea?\n(A) yes\n(B) no", matching="B", other="A")
 
@@ -78,6 +80,42 @@ def test_gaps_and_long_questions_are_counted_not_scored() -> None:
     long = AbItem(question="x" * CONTEXT + "(A)(B)", matching="A", other="B")
     found = matching_probabilities(engine(), [Gap("unread"), ITEM, long])
     assert [scored.value is None for scored in found] == [True, False, True]
+
+
+def test_the_text_stands_for_the_answer_behind_the_bare_question() -> None:
+    item = AbItem(question="Tea?\n\nChoices:\n (A) yes\n (B) not today,\nthanks", matching="B", other="A")
+    e = engine()
+    answers = [AnswerItem(prompt=chat("Tea?"), answer=text) for text in ("not today,\nthanks", "yes")]
+    matching, other = (float(logprobs.sum()) for logprobs in answer_logprobs(e, answers))
+    by_hand = 1 / (1 + math.exp(other - matching))
+    assert matching_probabilities(e, [item], by="text")[0].value == pytest.approx(by_hand, rel=1e-5)
+    assert ab_pairs([Gap("unread"), item], by="text") == [Pair.answers("Tea?", "not today,\nthanks", "yes")]
+
+
+@pytest.mark.parametrize(
+    ("question", "said"),
+    [
+        ("(A) tea\n(B) milk", "nothing is asked"),
+        ("Choices:\n(A) tea\n(B) milk", "nothing is asked"),
+        ("Which?\n(A) tea\n(B) tea", "cannot be told apart"),
+        ("Which?\n(A)\n(B) tea", "cannot be told apart"),
+        ("Which? (A) is:\n(A) tea\n(B) milk", "cannot be told apart"),
+        ("Which?\n(A) tea(B)", "cannot be told apart"),
+    ],
+)
+def test_choices_whose_texts_cannot_be_told_apart_are_gaps(question: str, said: str) -> None:
+    item = AbItem(question=question, matching="A", other="B")
+    [scored] = matching_probabilities(engine(), [item], by="text")
+    assert scored.missing is not None
+    assert said in scored.missing
+    assert ab_pairs([item], by="text") == []
+
+
+def test_the_seven_behaviours_have_texts(shared_data: Path) -> None:
+    paths = sorted((shared_data / "behaviours" / "caa").glob("*/*_dataset*.json"))
+    items = [load_ab(path).items for path in paths if "open_ended" not in path.name]
+    assert len(items) == 14
+    assert [len(some) - len(ab_pairs(some, by="text")) for some in items] == [0] * 13 + [1]
 
 
 def test_pairs_end_at_the_letter() -> None:

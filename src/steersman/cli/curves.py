@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 
@@ -14,6 +14,7 @@ from steersman.cli.console import (
     DtypeOption,
     JsonOption,
     ModelOption,
+    check_choice,
     load,
     out,
     print_json,
@@ -37,6 +38,7 @@ def curves(
     multipliers: Annotated[str, typer.Option(help="Factors on its strengths; 0 is the plain model.")] = "-2,-1,0,1,2",
     choices: Annotated[Files, typer.Option(help="Multiple-choice questions (JSON, JSONL); may be repeated.")] = None,
     ab: Annotated[Files, typer.Option("--ab", help="A/B questions as CAA has them; may be repeated.")] = None,
+    ab_by: Annotated[str, typer.Option(help="What stands for an A/B answer: its letter or its text.")] = "letter",
     statements: Annotated[Files, typer.Option(help="Yes/no statements of a persona; may be repeated.")] = None,
     harmful: Annotated[Files, typer.Option(help="Harmful requests; may be repeated.")] = None,
     harmless: Annotated[Files, typer.Option(help="Requests that should not be refused; may be repeated.")] = None,
@@ -63,6 +65,7 @@ def curves(
 ) -> None:
     """Measure what a recipe does and what it costs, from its opposite to twice its strength."""
     from steersman.engine.engine import Engine
+    from steersman.evals.ab import AnsweredBy
     from steersman.evals.curve_files import PointFolder, curve_facts, save_curves
     from steersman.evals.curves import measure_curves, parse_multipliers
     from steersman.evals.probes import ab_probe, choices_probe, refusal_probes, statements_probe
@@ -71,10 +74,11 @@ def curves(
     with usage("--multipliers"):
         wanted = parse_multipliers(multipliers)
     turns = _whole_numbers(shots)
+    check_choice("--ab-by", ab_by, get_args(AnsweredBy))
     if out_folder is not None and (out_folder / "curves.json").exists() and not force:
         raise RecipeError(f"{out_folder} holds results; choose another folder, or replace them with --force")
     probes: list[Probe] = [choices_probe(path, limit, seed) for path in choices or ()]
-    probes += [ab_probe(path, limit, seed) for path in ab or ()]
+    probes += [ab_probe(path, limit, seed, by=cast("AnsweredBy", ab_by)) for path in ab or ()]
     probes += [statements_probe(path, limit, seed, by_confidence=by_confidence) for path in statements or ()]
     asking: Any = {"max_tokens": max_tokens, "keep_answers": show_answers}
     for path in harmful or ():

@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from steersman.engine.engine import Engine
 from steersman.engine.likelihood import AnswerItem, answer_logprobs
@@ -19,6 +19,10 @@ from steersman.facts import fact
 from steersman.models.language_model import LanguageModel, Prompt, chat
 from steersman.steering.pairs import Pair
 from steersman.steering.recipe import Recipe
+
+AnsweredBy = Literal["letter", "text"]
+"""What stands for an answer: its `letter`, behind `(`, as in the paper; or its `text`, with the choices cut from the question,
+for models too small to tie letters to what they stand for."""
 
 
 @fact
@@ -59,32 +63,38 @@ def ab_item(row: dict[str, Any]) -> AbItem | Gap:
     return AbItem(question=question, matching=matching, other=other)
 
 
-def ab_pairs(items: Sequence[AbItem | Gap]) -> list[Pair]:
-    """Contrast pairs to fit CAA on with `read="last"`: the same question, answered `(A` or `(B`.
+def ab_pairs(items: Sequence[AbItem | Gap], by: AnsweredBy = "letter") -> list[Pair]:
+    """Contrast pairs to fit CAA on: the same question, answered in either way; what cannot be is left out.
 
-    Panickssery et al., arXiv:2312.06681, section 3: the residuals are read at the letter, so the answer ends there.
+    By letter, `(A` or `(B`, fit with `read="last"`: Panickssery et al., arXiv:2312.06681, section 3, read the residuals at the
+    letter, so the answer ends there. By text, fit with `read="answer"`.
     """
-    there = [item for item in items if isinstance(item, AbItem)]
-    return [Pair.answers(item.question, f"({item.matching}", f"({item.other}") for item in there]
+    sides = [_sides(item, by) for item in items if isinstance(item, AbItem)]
+    return [Pair.answers(*side) for side in sides if not isinstance(side, Gap)]
 
 
 def matching_probabilities(
-    engine: Engine, items: Sequence[AbItem | Gap], recipe: Recipe | None = None, *, strength: float = 1.0
+    engine: Engine,
+    items: Sequence[AbItem | Gap],
+    recipe: Recipe | None = None,
+    *,
+    strength: float = 1.0,
+    by: AnsweredBy = "letter",
 ) -> list[Scored]:
-    """For each item `p(matching) / (p(matching) + p(other))`, read where the answer's letter stands behind `(`.
+    """For each item `p(matching) / (p(matching) + p(other))`; by letter it is read where the letter stands behind `(`.
 
     As arXiv:2312.06681 section 4 does, but with the letters of the item where these are others than A and B. 0.5 is
-    indifference. An item that does not fit into the context, or at which the model's output is no number, is a gap.
+    indifference. By text, p is the probability of the choice's whole text behind the question without its choices. An item
+    that does not fit into the context, whose choices cannot be told apart, or at which the output is no number, is a gap.
 
     Raises:
         RecipeMismatch, SaeError: as a request.
     """
 
-    def score(some: Sequence[AbItem]) -> list[float]:
-        sides = [(asked(engine.model, item.question), f"({item.matching}", f"({item.other}") for item in some]
-        return shares(engine, sides, recipe, strength)
+    def score(some: Sequence[tuple[str, str, str]]) -> list[float]:
+        return shares(engine, [(asked(engine.model, q), one, other) for q, one, other in some], recipe, strength)
 
-    return scored_items(items, score)
+    return scored_items([item if isinstance(item, Gap) else _sides(item, by) for item in items], score)
 
 
 def asked(model: LanguageModel, question: str) -> Prompt:
@@ -103,6 +113,20 @@ def shares(
     ]
     sums = [float(logprobs.sum()) for logprobs in answer_logprobs(engine, items)]
     return [_sigmoid(one - other) for one, other in zip(sums[::2], sums[1::2], strict=True)]
+
+
+def _sides(item: AbItem, by: AnsweredBy) -> tuple[str, str, str] | Gap:
+    """What is asked, the matching answer and the other one."""
+    if by == "letter":
+        return item.question, f"({item.matching}", f"({item.other}"
+    marks = list(re.finditer(r"(?:^|(?<=\s))\(([A-Z])\)", item.question))
+    ends = [mark.start() for mark in marks[1:]] + [len(item.question)]
+    texts = {mark[1]: item.question[mark.end() : end].strip() for mark, end in zip(marks, ends, strict=True)}
+    answers = [texts.get(letter, "") for letter in (item.matching, item.other)]
+    if len(texts) < len(marks) or not all(answers) or answers[0] == answers[1]:
+        return Gap("its choices cannot be told apart")
+    question = re.sub(r"\s*(Choices:)?\s*$", "", item.question[: marks[0].start()])
+    return (question, answers[0], answers[1]) if question else Gap("nothing is asked before its choices")
 
 
 def _sigmoid(x: float) -> float:

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from steersman.engine.engine import Engine
-from steersman.evals.ab import load_ab, matching_probabilities
+from steersman.evals.ab import AbItem, AnsweredBy, load_ab, matching_probabilities
 from steersman.evals.capability import right_choices
 from steersman.evals.choice_files import load_choices
 from steersman.evals.curves import Probe
-from steersman.evals.items import Gap, Scored
+from steersman.evals.items import Gap, ItemFile, Scored
 from steersman.evals.jailbreak import ANSWER_TOKENS, Side, attacks, check_shots, load_requests, refusals
 from steersman.evals.persona import confidences, load_statements, trait_probabilities
 from steersman.evals.refusal import RefusalJudge
@@ -32,19 +32,24 @@ def choices_probe(path: Path, limit: int | None = None, seed: int = 0) -> Probe:
     return Probe(found.name, "capability", "accuracy", score, found.sha256, found.duplicates)
 
 
-def ab_probe(path: Path, limit: int | None = None, seed: int = 0) -> Probe:
-    """Probability of the matching answer on the A/B items of a file.
+def ab_probe(path: Path, limit: int | None = None, seed: int = 0, *, by: AnsweredBy = "letter") -> Probe:
+    """Probability of the matching answer on the A/B items of a file, by its letter or by its text.
 
     Raises:
         DataError: as `load_ab`.
     """
-    found = load_ab(path).sample(limit, seed)
+    return ab_items_probe(load_ab(path).sample(limit, seed), by=by)
+
+
+def ab_items_probe(found: ItemFile[AbItem], *, by: AnsweredBy = "letter") -> Probe:
+    """The same of items at hand."""
 
     def score(engine: Engine, recipe: Recipe | None, strength: float) -> list[Scored]:
-        return matching_probabilities(engine, found.items, recipe, strength=strength)
+        return matching_probabilities(engine, found.items, recipe, strength=strength, by=by)
 
-    measures = "probability of the matching answer"
-    return Probe(found.name, "behaviour", measures, score, found.sha256, found.duplicates)
+    measures = "probability of the matching answer" + (", by its text" if by == "text" else "")
+    key = found.sha256 if by == "letter" else _key(found.sha256, by)
+    return Probe(found.name, "behaviour", measures, score, key, found.duplicates)
 
 
 def statements_probe(path: Path, limit: int | None = None, seed: int = 0, *, by_confidence: bool = False) -> Probe:
