@@ -12,7 +12,7 @@ from steersman.engine.engine import Engine
 from steersman.engine.request import Request, Sampling
 from steersman.errors import DataError, StorageError
 from steersman.evals.facts import Asked
-from steersman.evals.store import Ledger, RunFolder, content_hash, recipe_hash
+from steersman.evals.store import Ledger, RunFolder, cache_key, content_hash, recipe_hash
 from steersman.evals.sweep import answer_all
 from steersman.models.language_model import LanguageModel, chat
 from steersman.steering.edits import Add
@@ -52,6 +52,13 @@ def test_recipes_are_told_apart_by_what_they_do_alone() -> None:
     assert recipe_hash(_recipe()) != recipe_hash(_recipe(strength=2.0))
     assert recipe_hash(_recipe()) != recipe_hash(_recipe(seed=1))
     assert content_hash({"a": 1, "b": 2}) == content_hash({"b": 2, "a": 1})
+
+
+def test_what_another_version_worked_out_is_not_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = cache_key(["answer", 1])
+    assert cache_key(["answer", 1]) == now
+    monkeypatch.setattr("steersman.evals.store.__version__", "99.0")
+    assert cache_key(["answer", 1]) != now
 
 
 def test_recipes_are_kept_and_a_damaged_one_is_not_there(tmp_path: Path) -> None:

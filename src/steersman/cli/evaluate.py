@@ -135,8 +135,10 @@ def _question(
 ) -> dict[str, Any]:
     """What decides the results of a folder. Methods, strengths and battles may be added to them."""
     from steersman.evals.store import content_hash
+    from steersman.version import __version__
 
     return {
+        "steersman": __version__,
         "behaviour": wanted.name,
         "examples and description": wanted.sha256[:16],
         "judge": "+".join(judges),

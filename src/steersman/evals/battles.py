@@ -17,7 +17,7 @@ from pydantic import JsonValue
 from steersman.errors import EndpointError
 from steersman.evals.facts import Battle, Progress
 from steersman.evals.statistics import holm, sign_test
-from steersman.evals.store import Ledger, content_hash
+from steersman.evals.store import Ledger, cache_key
 from steersman.models.asking import Ask, ask_json, excerpt, fields_of, in_parallel
 
 Better = Literal["one", "other", "tie"]
@@ -96,7 +96,7 @@ def _better(
     ask: Ask, behaviour: str, prompt: str, answers: tuple[str, str], kept: Ledger | None
 ) -> Literal["A", "B", "tie"] | None:
     shown = {"behaviour": behaviour, "prompt": prompt, "A": answers[0], "B": answers[1]}
-    key = content_hash(["battle", repr(ask), *shown.values()])
+    key = cache_key(["battle", repr(ask), *shown.values()])
     before = kept.get(key) if kept is not None else None
     if before == "A" or before == "B" or before == "tie":
         return _named(before)

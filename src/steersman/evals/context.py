@@ -20,7 +20,7 @@ from steersman.engine.engine import Engine
 from steersman.errors import DataError, SaeError
 from steersman.evals.behaviours import NEUTRAL_PROMPT, EvalBehaviour
 from steersman.evals.facts import Asked, EvalSettings, Fitted, Progress
-from steersman.evals.store import RunFolder, content_hash
+from steersman.evals.store import RunFolder, cache_key, content_hash
 from steersman.evals.sweep import answer_all
 from steersman.files import sha256_file
 from steersman.judges.facts import Judge
@@ -75,7 +75,7 @@ class Context:
         sae = None if self.sae is None else self.sae.weights_hash
         examples = asdict(self.contrast)
         return [
-            model.ref.config_hash, model.ref.weights_hash, str(model.hf.dtype), sae, None, self.layer,
+            model.ref.config_hash, model.ref.weights_hash, str(model.hf.dtype), sae, self.layer,
             self.seed, self.behaviour.sha256, content_hash(examples), list(self.prompts), self.judge.name,
         ]  # fmt: skip
 
@@ -140,7 +140,7 @@ def with_examples(
     model = engine.model
     prompts = {"train": sets.tuning, "validation": sets.validation}
     asked: JsonValue = [model.ref.weights_hash, str(model.hf.dtype), judge.name, [list(p) for p in prompts.values()]]
-    key = content_hash(["examples", behaviour.sha256, asked])
+    key = cache_key(["examples", behaviour.sha256, asked])
     examples = _kept_contrast(kept.notes.get(key))
     if examples is None:
 

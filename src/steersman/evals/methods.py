@@ -26,7 +26,7 @@ from steersman.evals.fitting import (
     Topic,
     WrongSign,
 )
-from steersman.evals.store import RunFolder, content_hash, recipe_hash
+from steersman.evals.store import RunFolder, cache_key, recipe_hash
 
 METHODS: dict[str, Callable[[], Method]] = {
     "caa": lambda: Pairs("caa"),
@@ -91,7 +91,7 @@ def fit_all(
         made_from: list[JsonValue] = _made_from(done) if method.name in _AFTER else []
         if isinstance(method, Targeted):
             made_from = [context.effects_sha256]
-        key = content_hash([method.name, repr(method), context.identity, made_from])
+        key = cache_key([method.name, repr(method), context.identity, made_from])
         found = _kept(kept, key, method.name)
         if found is None:
             try:

@@ -17,7 +17,7 @@ from steersman.errors import DataError, EndpointError, RequestError
 from steersman.evals.behaviours import EvalBehaviour
 from steersman.evals.facts import Grade, Progress, Written
 from steersman.evals.statistics import harmonic_mean
-from steersman.evals.store import Ledger, content_hash
+from steersman.evals.store import Ledger, cache_key
 from steersman.judges.coherence import NOTHING, Coherence, aside, coherences, cosines, weigh
 from steersman.judges.embedding import EmbeddingJudge
 from steersman.judges.facts import Answered, Judge, Verdict
@@ -75,7 +75,7 @@ def grade_all(
     who = panel.identity
     items = {Answered(prompt, each.text) for prompt, each in answers if each.text is not None}
     ordered = sorted(items, key=lambda item: (item.prompt, item.answer))
-    keys = {item: content_hash([who, item.prompt, item.answer]) for item in ordered}
+    keys = {item: cache_key([who, item.prompt, item.answer]) for item in ordered}
     found: dict[Answered, Grade] = {}
     for item in ordered:
         before = _read(kept.get(keys[item]))

@@ -22,6 +22,7 @@ from steersman.files import storage_errors, write_bytes
 from steersman.steering.edits import Edit
 from steersman.steering.recipe import Recipe
 from steersman.steering.recipe_file import load_recipe, save_recipe
+from steersman.version import __version__
 
 RUN_FILE = "run.json"
 _EDITS: TypeAdapter[tuple[Edit, ...]] = TypeAdapter(tuple[Edit, ...])
@@ -30,6 +31,11 @@ _EDITS: TypeAdapter[tuple[Edit, ...]] = TypeAdapter(tuple[Edit, ...])
 def content_hash(value: JsonValue) -> str:
     """Hex hash of a JSON value; the same for equal values, whatever the order of their keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:40]
+
+
+def cache_key(value: JsonValue) -> str:
+    """Key of something that was worked out, by what made it; another version of steersman works it out anew."""
+    return content_hash([__version__, value])
 
 
 def recipe_hash(recipe: Recipe | None) -> str:

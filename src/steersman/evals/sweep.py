@@ -14,7 +14,7 @@ from steersman.engine.engine import Engine
 from steersman.engine.request import Request, Sampling
 from steersman.errors import SteersmanError
 from steersman.evals.facts import Asked, Progress, Written
-from steersman.evals.store import Ledger, content_hash, recipe_hash
+from steersman.evals.store import Ledger, cache_key, recipe_hash
 from steersman.models.language_model import Message
 
 _SAVE_EVERY = 16
@@ -87,7 +87,7 @@ def _key(engine: Engine, asked: Asked, recipe: str, sampling: Sampling) -> str:
     model = engine.model
     strength = asked.strength if asked.recipe is not None else 0.0
     how: JsonValue = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(sampling).items()}
-    return content_hash([
+    return cache_key([
         model.ref.config_hash, model.ref.weights_hash, str(model.hf.dtype), str(model.device.type),
         asked.system, asked.prompt, recipe, strength, how,
     ])  # fmt: skip
