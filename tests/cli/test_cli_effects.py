@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import typer
 from tests.cli.conftest import Run
-from tests.evals.effects_rig import D_SAE, LAYER, toy
+from tests.evals.effects_rig import D_SAE, FACTS, LAYER, random_map, toy
 
-from steersman.cli import effects, fit, main
-from steersman.cli.fit_sae_ts import feature_weights, sae_ts
+from steersman.cli.effects import explains
+from steersman.cli.fit_sae_ts import feature_weights
 from steersman.sae.file import save_sae
+from steersman.steering.methods.effect_map_file import StoredMap
 from steersman.steering.recipe_file import load_recipe
-
-
-@pytest.fixture(autouse=True)
-def _registered() -> Iterator[None]:
-    """The commands under their names, wherever they are registered."""
-    names = {group.name for group in main.app.registered_groups}, {each.name for each in fit.app.registered_commands}
-    before = list(main.app.registered_groups), list(fit.app.registered_commands)
-    if "effects" not in names[0]:
-        main.app.add_typer(effects.app, name="effects")
-    if "sae-ts" not in names[1]:
-        fit.app.command("sae-ts")(sae_ts)
-    yield
-    main.app.registered_groups, fit.app.registered_commands = before
 
 
 @pytest.fixture
@@ -87,3 +75,9 @@ def test_features_and_weights_are_read() -> None:
     assert max(feature_weights([str(D_SAE)])) == D_SAE  # Whether it exists, the map says.
     with pytest.raises(typer.BadParameter, match="ID=WEIGHT"):
         feature_weights(["x=1"])
+
+
+@pytest.mark.parametrize(("mean", "warns"), [(0.4, False), (0.0, True), (-0.2, True), (None, False)])
+def test_a_map_that_explains_nothing_is_said_to_be_a_guess(mean: float | None, warns: bool) -> None:
+    found = replace(FACTS, r_squared=replace(FACTS.r_squared, mean=mean))
+    assert ("no better than a guess" in explains(StoredMap(random_map(), found))) is warns

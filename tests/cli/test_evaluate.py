@@ -6,20 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-import typer.main
 from tests.cli.conftest import PAIRS, Run
 from tests.sae.index.toy_index import WordEncoder
 
-from steersman.cli import evaluate, main
-
-
-@pytest.fixture(autouse=True)
-def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command, also where the command line does not list it."""
-    if "evaluate" not in {command.name for command in main.app.registered_commands}:
-        monkeypatch.setattr(main.app, "registered_commands", list(main.app.registered_commands))
-        main.app.command("evaluate")(evaluate.evaluate)
-    assert typer.main.get_command(main.app)
+from steersman.cli import evaluate
 
 
 @pytest.mark.parametrize(

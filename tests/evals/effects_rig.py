@@ -10,11 +10,13 @@ from tests.tiny import D_MODEL
 
 from steersman.evals.effects.facts import EffectSettings
 from steersman.evals.effects.store import EffectIndex, Effects
+from steersman.intervals import Interval
 from steersman.models.language_model import LanguageModel
 from steersman.models.residuals import ModelProfile
 from steersman.sae.config import SaeConfig, SaeRef
 from steersman.sae.model import SparseAutoencoder
 from steersman.steering.methods.effect_map import EffectMap
+from steersman.steering.methods.effect_map_file import EffectMapFacts
 
 LAYER, D_SAE = 2, 48
 SETTINGS = EffectSettings(
@@ -74,3 +76,15 @@ def made_effects(
         noise=torch.full((n,), noise**2 * effect_map.d_sae),
         effects=effects.half(),
     )
+
+
+FACTS = EffectMapFacts(
+    sae=ref_of(toy()),
+    vectors={"row": 10},
+    penalty=0.1,
+    strength=0.4,
+    r_squared=Interval(mean=0.5, low=0.4, high=0.6, n=9, total=9),
+    r_squared_by_kind={"row": Interval(mean=None, low=None, high=None, n=0, total=1)},
+    noise_ceiling=0.8,
+    data={"rise": 0.5, "prompts": ["a", "b"]},
+)

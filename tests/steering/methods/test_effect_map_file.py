@@ -8,12 +8,10 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from tests.evals.effects_rig import random_map, ref_of, toy
+from tests.evals.effects_rig import FACTS, random_map, ref_of, toy
 
 from steersman.errors import DataError, SaeError, SteersmanError
-from steersman.intervals import Interval
 from steersman.steering.methods.effect_map_file import (
-    EffectMapFacts,
     Store,
     load_effect_map,
     read_published_adapter,
@@ -22,16 +20,6 @@ from steersman.steering.methods.effect_map_file import (
 )
 
 MAP = random_map()
-FACTS = EffectMapFacts(
-    sae=ref_of(toy()),
-    vectors={"row": 10},
-    penalty=0.1,
-    strength=0.4,
-    r_squared=Interval(mean=0.5, low=0.4, high=0.6, n=9, total=9),
-    r_squared_by_kind={"row": Interval(mean=None, low=None, high=None, n=0, total=1)},
-    noise_ceiling=0.8,
-    data={"rise": 0.5, "prompts": ["a", "b"]},
-)
 
 
 @pytest.mark.parametrize(("store", "error"), [("float32", 0.0), ("bfloat16", 2**-8), ("int8", 0.5 / 127)])
