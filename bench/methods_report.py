@@ -111,10 +111,11 @@ def as_text(summary: dict[str, Any], tasks: Sequence[str], rows: Sequence[dict[s
 
 def about(options: argparse.Namespace) -> str:
     """The settings, in a sentence."""
-    seeds = len(options.seeds)
+    seeds = ", ".join(map(str, options.seeds))
     return (
-        f"{seeds} seed{'s' if seeds > 1 else ''}, {options.prompts} prompts of at most {options.tokens} tokens a run, judge: "
-        f"{options.judge}. A method's strength is chosen on one half of the prompts and reported on the other, both ways round."
+        f"tasks of `{options.tasks.name}`, seeds {seeds}, {options.prompts} prompts of at most {options.tokens} tokens a run, "
+        f"judge: {options.judge}. A method's strength is chosen on one half of the prompts and reported on the other, both ways "
+        "round."
     )
 
 
