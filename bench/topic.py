@@ -3,7 +3,8 @@
 The methods and unsteered runs alternate within this one process; the table shows medians over the rounds. The last line is one
 JSON object.
 
-    python bench/topic.py [--rounds 5] [--tokens 64] [--data FOLDER] [--predict] [--method swap] [--topics 26] [--skip-timing]
+    python bench/topic.py [--skip-timing] [--rounds 5] [--tokens 64] [--data FOLDER] [--predict] [--methods clamp,swap]
+                          [--topics 26]
 
 `--data` is the folder with `d_align_prompts.csv` and `d_ref_prompts.csv`. `--predict` lets the model write texts on many topics,
 makes some by rule, and correlates the verdict's number with what steering does on unseen prompts and texts.
@@ -58,7 +59,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64, help="written by each request")
     parser.add_argument("--data", type=Path, help="folder of the medical example")
     parser.add_argument("--predict", action="store_true", help="correlate the verdict with the effect")
-    parser.add_argument("--method", default="swap", choices=KINDS, help="that is steered with for --predict")
+    parser.add_argument("--methods", default="clamp,swap", help="steered with for --predict")
     parser.add_argument("--topics", type=int, default=26, help="for --predict; at most 26")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--skip-timing", action="store_true")
@@ -71,7 +72,7 @@ def main() -> None:
         texts = [load_texts(options.data / f"d_{name}_prompts.csv") for name in ("align", "ref")]
         found |= medical(engine, sae, encoder, *texts)
     if options.predict:
-        found |= predict(engine, sae, encoder, options.method, options.topics, options.seed)
+        found |= predict(engine, sae, encoder, options.methods.split(","), options.topics, options.seed)
     for name, value in found.items():
         print(f"{name:<64} {value if isinstance(value, str) else f'{value:>10,.3f}'}")
     about = {"bench": "topic", "threads": torch.get_num_threads(), "torch": torch.__version__}
@@ -140,35 +141,36 @@ def medical(
 
 
 def predict(
-    engine: Engine, sae: SparseAutoencoder, encoder: SentenceEncoder, method: str, n: int, seed: int
+    engine: Engine, sae: SparseAutoencoder, encoder: SentenceEncoder, methods: Sequence[str], n: int, seed: int
 ) -> dict[str, Any]:
-    """Rank correlation of the verdict's number with two effects: on answers to unseen prompts, and on unseen texts."""
+    """Rank correlation of the verdict's number with two effects of each method: on answers to unseen prompts, on unseen texts."""
     topics = dict(list((written_topics(engine, seed) | made_topics(seed)).items())[-n:])
     centres = {name: encoder.encode(texts[FITTED:]).mean(0) for name, texts in topics.items()}
     prompts, held = general_prompts()[:12], {name: texts[FITTED:] for name, texts in topics.items()}
     plain, plain_loss = answers(engine, prompts, None), losses(engine, held, None)
-    numbers, nearer, likelier, can = list[float](), list[float](), list[float](), 0
+    numbers, can = list[float](), 0
+    effects: dict[str, list[float]] = {f"{method}, {what}": [] for method in methods for what in ("answers", "texts")}
     for name, texts in topics.items():
         others = [text for other, rest in topics.items() if other != name for text in rest[:FITTED]]
         scored, made = recipes(engine, sae, encoder, texts[:FITTED], others)
         known = topic_uncertainty.assess(engine.model, sae, scored, texts[:FITTED], seed=seed)
-        written, loss = answers(engine, prompts, made[method]), losses(engine, held, made[method])
         numbers.append(known.number.mean or 0.0)
-        likes = {
-            other: float((encoder.encode(written) - encoder.encode(plain)).mean(0) @ c) for other, c in centres.items()
-        }
-        gains = {other: loss[other] - plain_loss[other] for other in topics}
-        # Against the other topics: what drifts alike towards all of them is no effect.
-        for effects, changes in ((nearer, likes), (likelier, gains)):
-            effects.append(changes[name] - statistics.mean(c for other, c in changes.items() if other != name))
         can += known.verdict == "can"
-        print(
-            f"{name:<24} {known.number.mean:.3f} {known.verdict:<10} likeness {nearer[-1]:+.4f} nats {likelier[-1]:+.4f}"
-        )
+        for method in methods:
+            written, loss = answers(engine, prompts, made[method]), losses(engine, held, made[method])
+            moved = (encoder.encode(written) - encoder.encode(plain)).mean(0)
+            likes = {other: float(moved @ centre) for other, centre in centres.items()}
+            gains = {other: loss[other] - plain_loss[other] for other in topics}
+            for what, changes in (("answers", likes), ("texts", gains)):
+                # Against the other topics: what drifts alike towards all of them is no effect.
+                rest = statistics.mean(change for other, change in changes.items() if other != name)
+                effects[f"{method}, {what}"].append(changes[name] - rest)
+        shown = "  ".join(f"{what} {values[-1]:+.4f}" for what, values in effects.items())
+        print(f"{name:<24} {numbers[-1]:.3f} {known.verdict:<10} {shown}", flush=True)
     found: dict[str, Any] = {"predict: topics": len(topics), "predict: that it can represent": can}
-    for what, effects in (("likeness of answers", nearer), ("log-probability of texts", likelier)):
-        rho, low, high, p = spearman_interval(numbers, effects, seed)
-        found[f"predict: rank correlation with {what}"] = rho
+    for what, values in effects.items():
+        rho, low, high, p = spearman_interval(numbers, values, seed)
+        found[f"predict: {what}, rank correlation"] = rho
         found |= {f"predict: {what}, low": low, f"predict: {what}, high": high, f"predict: {what}, p": p}
     return found
 
