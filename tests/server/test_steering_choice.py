@@ -13,7 +13,8 @@ from steersman.errors import Conflict, NotFound, RecipeError, RequestError
 from steersman.models.language_model import LanguageModel, ModelRef
 from steersman.server.recipe_wire import inline
 from steersman.server.routing import Route, Router
-from steersman.server.steering import Steering, SteeringBody, public_name
+from steersman.server.steering import Steering, public_name
+from steersman.server.steering_body import SteeringBody
 from steersman.steering.edits import Add
 from steersman.steering.recipe import Recipe
 from steersman.store.store import Store

@@ -10,7 +10,7 @@ from tests.postgres import Cluster, postgres
 from tests.server.rig import app_over, asking, error_of
 
 from steersman.models.language_model import LanguageModel
-from steersman.store import database
+from steersman.store import connections
 from steersman.store.store import Store
 
 __all__ = ["postgres"]
@@ -19,7 +19,7 @@ __all__ = ["postgres"]
 def test_callers_are_told_to_come_back(
     postgres: Cluster, tiny: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database, "BUSY_S", 0.3)
+    monkeypatch.setattr(connections, "BUSY_S", 0.3)
     url = postgres.new_database()
     body = {"kind": "fit", "name": "ahoy", "contrast_set": "pirate"}
     with Store.open(url, tmp_path) as store, asking(app_over(tiny, store)) as client:

@@ -19,7 +19,7 @@ from tests.postgres import Cluster
 from tests.store.rooms import small_recipe
 
 from steersman.errors import DataError, SteersmanError, StorageError
-from steersman.store import database
+from steersman.store import connections
 from steersman.store.store import Store
 
 _SECRET = "hunter2"
@@ -157,7 +157,7 @@ def test_a_file_that_went_away_and_came_back(tmp_path: Path) -> None:
 def test_a_writer_that_never_ends_is_not_waited_for_without_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database, "BUSY_S", 0.2)
+    monkeypatch.setattr(connections, "BUSY_S", 0.2)
     with Store.open(None, tmp_path) as store:
         other = sqlite3.connect(tmp_path / "steersman.db", isolation_level=None)
         other.execute("BEGIN IMMEDIATE")
@@ -182,7 +182,7 @@ def _locked(url: str, table: str) -> Iterator[None]:
 def test_a_lock_that_is_never_given_back_is_not_waited_for_without_end(
     postgres: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database, "BUSY_S", 0.3)
+    monkeypatch.setattr(connections, "BUSY_S", 0.3)
     url = postgres.new_database()
     with Store.open(url, tmp_path) as store:
         job = store.jobs.create("ann", "fit", {})
@@ -212,7 +212,7 @@ def test_a_lock_that_is_never_given_back_is_not_waited_for_without_end(
 def test_a_statement_that_takes_too_long_is_ended(
     postgres: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database, "STATEMENT_S", 0.3)
+    monkeypatch.setattr(connections, "STATEMENT_S", 0.3)
     with Store.open(postgres.new_database(), tmp_path) as store:
         with pytest.raises(StorageError, match="did not answer within") as caught, store._database.reading() as session:
             session.execute(text("SELECT pg_sleep(30)"))
@@ -223,7 +223,7 @@ def test_a_statement_that_takes_too_long_is_ended(
 def test_a_transaction_that_is_left_open_loses_its_locks(
     postgres: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database, "_IDLE_S", 0.3)
+    monkeypatch.setattr(connections, "_IDLE_S", 0.3)
     with Store.open(postgres.new_database(), tmp_path) as store:
         job = store.jobs.create("ann", "fit", {})
 

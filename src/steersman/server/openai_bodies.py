@@ -16,7 +16,8 @@ from steersman.engine.guard import Guard
 from steersman.engine.request import Request, Sampling
 from steersman.models.language_model import Message, Prompt
 from steersman.server.closed import Closed
-from steersman.server.steering import Chosen, SteeringBody
+from steersman.server.steering import Chosen
+from steersman.server.steering_body import SteeringBody
 
 MOST_CHOICES = 16
 COMPLETION_TOKENS = 16

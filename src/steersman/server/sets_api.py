@@ -35,7 +35,7 @@ from steersman.server.sets_bodies import (
     SteeredCompletion,
     SteeredCompletionBody,
 )
-from steersman.server.steering import SteeringBody
+from steersman.server.steering_body import SteeringBody
 from steersman.steering.personas import enough_openings, persona_pairs
 from steersman.store.facts import SetRecord
 from steersman.version import __version__

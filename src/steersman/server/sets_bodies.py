@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from steersman.server.closed import Closed
-from steersman.server.steering import MOST_FACTOR
+from steersman.server.steering_body import MOST_FACTOR
 from steersman.store.facts import JobState, SetRecord
 
 Status = Literal["pending", "training", "ready", "failed"]

@@ -12,73 +12,25 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import ConfigDict, Field, JsonValue, field_validator
+from pydantic import JsonValue
 
-from steersman.engine.guard import Mode
 from steersman.errors import NotFound, RecipeError, RequestError, did_you_mean
 from steersman.facts import fact
 from steersman.models.language_model import ModelRef
 from steersman.models.load import default_asset
-from steersman.server.closed import Closed
-from steersman.server.recipe_wire import MOST_CONDITIONS, untrusted_recipe
+from steersman.server.recipe_wire import MOST_CONDITIONS
 from steersman.server.routing import Router
+from steersman.server.steering_body import SteeringBody, inline_recipe
 from steersman.steering.condition import leaves
 from steersman.steering.recipe import Recipe, combine
-from steersman.steering.recipe_file import FORMAT
 from steersman.steering.traits import names as trait_names
 from steersman.store.store import Store
 
-MOST_FACTOR = 10.0
-"""Beyond 2 texts break on most models; beyond this nothing is left to be seen."""
 MOST_EDITS = 2048
 """Of all that a request names together: as many as a large set has. Every token of every row pays for them."""
 _MOST_NAMES = 1000
-_Name = Annotated[str, Field(min_length=1, max_length=200)]
-_Factor = Annotated[float, Field(ge=-MOST_FACTOR, le=MOST_FACTOR, allow_inf_nan=False)]
-
-
-class SteeringBody(Closed):
-    """How a request is steered; what is named adds up."""
-
-    model_config = ConfigDict(strict=True)
-
-    recipe: _Name | None = Field(
-        default=None, description="Id or name of one of your recipes, or name of a trait that ships."
-    )
-    recipes: Annotated[dict[_Name, _Factor], Field(max_length=32)] | None = Field(
-        default=None, description="The same, several, each with its multiplier."
-    )
-    traits: Annotated[dict[_Name, _Factor], Field(max_length=64)] | None = Field(
-        default=None, description="Multipliers of traits that ship; of those of a set, where one is named."
-    )
-    set: _Name | None = Field(default=None, description="Id of one of your sets; traits that are left out count 0.")
-    edits: list[dict[str, Any]] | None = Field(
-        default=None, max_length=256, description="Edits as in a recipe's file, vectors as lists of numbers."
-    )
-    abort: dict[str, Any] | None = Field(
-        default=None, description="A condition as in a recipe's file, which ends the answer."
-    )
-    strength: _Factor = Field(default=1.0, description="Factor on all of the above.")
-    mode: Literal["add", "replace"] = Field(default="add", description="What becomes of the server's default steering.")
-    guard: Mode = Field(
-        default="off", description="Watch for degenerate text: only note it, soften the steering, or stop."
-    )
-
-    @field_validator("edits")
-    @classmethod
-    def _check_edits(cls, value: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
-        if value is not None:
-            _inline(edits=value)
-        return value
-
-    @field_validator("abort")
-    @classmethod
-    def _check_abort(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
-        if value is not None:
-            _inline(abort=value)
-        return value
 
 
 @fact
@@ -170,7 +122,7 @@ class Steering:
         parts = self._named_parts(owner, suffix, asked, told)
         parts += self._trait_parts(owner, set_id, asked.traits or {}, told)
         if asked.edits or asked.abort:
-            parts.append(_inline(asked.edits or (), asked.abort))
+            parts.append(inline_recipe(asked.edits or (), asked.abort))
             told["edits"] = len(asked.edits or ())
         names_something = bool(told) or "mode" in asked.model_fields_set
         if self._router is not None and not names_something:
@@ -305,13 +257,3 @@ def _check_size(parts: Iterable[Recipe]) -> None:
             f"steering: {n_edits} edits with {n_conditions} conditions together; {MOST_EDITS} with {MOST_CONDITIONS} are the "
             "most, so name fewer recipes"
         )
-
-
-def _inline(edits: Iterable[Mapping[str, Any]] = (), abort: Mapping[str, Any] | None = None) -> Recipe:
-    """A recipe that stands in a request.
-
-    Raises:
-        RecipeError: it is wrong; the message names the place.
-    """
-    facts = {"steersman_recipe": FORMAT, "name": "inline", "edits": [dict(edit) for edit in edits]}
-    return untrusted_recipe(facts | ({"abort": dict(abort)} if abort is not None else {}))
