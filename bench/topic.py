@@ -48,8 +48,9 @@ ASPECTS = (
     "a rule", "a joke", "a common question", "a good day",
 )  # fmt: skip
 KINDS: tuple[topic_alignment.Steering, ...] = ("sae", "clamp", "weight", "swap")
-FITTED = 8
-"""Texts of a topic that scores are made from; the others measure the effect."""
+ALIGNED, READ = 4, 8
+"""Of a topic's texts the first show the topic, the next stand in the reference beside those of all other topics, so that latents
+of the topic fire there at all; the rest measures the effect."""
 
 
 def main() -> None:
@@ -145,15 +146,15 @@ def predict(
 ) -> dict[str, Any]:
     """Rank correlation of the verdict's number with two effects of each method: on answers to unseen prompts, on unseen texts."""
     topics = dict(list((written_topics(engine, seed) | made_topics(seed)).items())[-n:])
-    centres = {name: encoder.encode(texts[FITTED:]).mean(0) for name, texts in topics.items()}
-    prompts, held = general_prompts()[:12], {name: texts[FITTED:] for name, texts in topics.items()}
+    centres = {name: encoder.encode(texts[READ:]).mean(0) for name, texts in topics.items()}
+    prompts, held = general_prompts()[:12], {name: texts[READ:] for name, texts in topics.items()}
     plain, plain_loss = answers(engine, prompts, None), losses(engine, held, None)
     numbers, can = list[float](), 0
     effects: dict[str, list[float]] = {f"{method}, {what}": [] for method in methods for what in ("answers", "texts")}
+    reference = [text for texts in topics.values() for text in texts[ALIGNED:READ]]
     for name, texts in topics.items():
-        others = [text for other, rest in topics.items() if other != name for text in rest[:FITTED]]
-        scored, made = recipes(engine, sae, encoder, texts[:FITTED], others)
-        known = topic_uncertainty.assess(engine.model, sae, scored, texts[:FITTED], seed=seed)
+        scored, made = recipes(engine, sae, encoder, texts[:ALIGNED], reference)
+        known = topic_uncertainty.assess(engine.model, sae, scored, texts[:ALIGNED], seed=seed)
         numbers.append(known.number.mean or 0.0)
         can += known.verdict == "can"
         for method in methods:

@@ -96,7 +96,22 @@ def test_texts_are_read_as_they_would_be_one_by_one(
     expected = ta.feature_scores(readings(table), distances.double())
     torch.testing.assert_close(found.scores, expected, rtol=1e-3, atol=1e-3)
     assert (found.facts["align_texts"], found.facts["reference_texts"]) == (9, 11)
-    assert found.top(3) == found.scores.argsort(descending=True)[:3].tolist()
+    assert found.top(3, 1) == found.scores.argsort(descending=True)[:3].tolist()
+
+
+def test_latents_of_one_text_come_after_those_of_several() -> None:
+    # Latent 0 fires on one near text, 1 on both near ones and 2 on all: the paper's score puts 0 and 1 level.
+    scores = readings([[0.5, 0.3, 0.2], [0.0, 0.7, 0.3], [0.0, 0.0, 1.0]])
+    topic = ta.TopicScores(
+        ta.feature_scores(scores, torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64)),
+        scores,
+        torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64),
+        "mean",
+        {},
+    )
+    assert topic.top(3, 1) == [0, 1, 2]
+    assert topic.top(3, 2) == [1, 2, 0]
+    assert topic.top(3, 4) == [0, 1, 2]
 
 
 def test_long_texts_count_piece_by_piece(tiny: LanguageModel) -> None:
@@ -132,7 +147,7 @@ def test_each_method_is_its_edits(tiny: LanguageModel) -> None:
     (raised,) = recipe(tiny, "clamp").edits
     assert isinstance(raised, Add)
     best = [share.id for share in raised.features]
-    assert best == swap.scores.tensor.argsort(descending=True, stable=True)[:3].tolist()
+    assert best == ta.score_topic(tiny, tiny_sae(), WordEncoder(), SHIPS, MIXED).top(3)
     torch.testing.assert_close(raised.vector.tensor, tiny_sae().W_dec[best].sum(0))
     assert recipe(tiny, "clamp", False).edits == (plain, raised)
 

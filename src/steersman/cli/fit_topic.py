@@ -47,6 +47,9 @@ def topic(
         ),
     ] = None,
     summary: Annotated[str, typer.Option(help="Of a latent over a text: mean, max or count.")] = "mean",
+    least: Annotated[
+        int, typer.Option(min=1, help="Reference pieces that a feature raised by clamp fires on; 1 in the paper.")
+    ] = 3,
     chunk_tokens: Annotated[int, typer.Option(help="Longer texts are cut into pieces of so many tokens.")] = 256,
     name: Annotated[str | None, typer.Option(help="Name of the recipe; by default that of the file.")] = None,
     scores_out: Annotated[Path | None, typer.Option(help="Also write every latent's score here, as CSV.")] = None,
@@ -84,6 +87,7 @@ def topic(
         name=title,
         method=cast("Steering", method),
         keep_error=keep_error,
+        least=least,
     )
     with status("measuring how well the SAE represents the topic"):
         known = topic_uncertainty.assess(language_model, loaded, scored, near, seed=seed, chunk_tokens=chunk_tokens)

@@ -40,6 +40,8 @@ scores; `swap`: let weighted pre-activations choose what fires, at its original 
 CHUNK_TOKENS = 256
 """Longer texts are cut into pieces that count as texts of their own; the sentence encoder reads no more either."""
 TOP = 5
+LEAST_PIECES = 3
+"""A latent that fires on fewer reference pieces has its score from a text or two: the highest scores are mostly such."""
 _PIECES_AT_ONCE = 32
 
 
@@ -87,9 +89,13 @@ class TopicScores:
         """Latents that fire on the reference at all: their share is what the paper's code calls coverage."""
         return len(torch.unique(self.reference.latents))
 
-    def top(self, n: int = TOP) -> list[int]:
-        """Latents of the highest scores; of equal ones the first."""
-        return self.scores.argsort(descending=True, stable=True)[:n].tolist()
+    def top(self, n: int = TOP, least: int = LEAST_PIECES) -> list[int]:
+        """Latents of the highest scores among those that fire on at least `least` pieces, then among the others.
+
+        Of equal ones the first. The paper asks for one piece.
+        """
+        fires_on = torch.bincount(self.reference.latents, minlength=len(self.scores))
+        return (self.scores + 2 * (fires_on >= least)).argsort(descending=True, stable=True)[:n].tolist()
 
 
 def score_topic(
@@ -242,6 +248,7 @@ def fit(
     method: Steering = "swap",
     keep_error: bool | None = None,
     top: int = TOP,
+    least: int = LEAST_PIECES,
     amount: float = 0.3,
 ) -> Recipe:
     """The recipe that steers towards the topic with its scores.
@@ -255,6 +262,7 @@ def fit(
         method: how the scores are used.
         keep_error: keep what the SAE does not reconstruct (the paper drops it); by default kept, but for `sae`.
         top: latents that `clamp` raises.
+        least: reference pieces that each of them fires on, where there are enough such; 1 in the paper.
         amount: length of what `clamp` adds, in mean residual norms: the paper's constant times the sum of the decoder rows.
 
     Raises:
@@ -272,13 +280,13 @@ def fit(
         case "sae":
             edits = (plain,)
         case "clamp":
-            raised = _raised(sae, topic.top(top), layer, amount)
+            raised = _raised(sae, topic.top(top, least), layer, amount)
             edits = (raised,) if keep else (plain, raised)
         case "weight":
             edits = (Weight(layer=layer, sae=sae_ref, scores=Vector(topic.scores), keep_error=keep),)
         case "swap":
             edits = (Swap(layer=layer, sae=sae_ref, scores=Vector(topic.scores), keep_error=keep),)
-    data = topic.facts | {"keep_error": keep, "top": list(topic.top(top))}
+    data = topic.facts | {"keep_error": keep, "top": list(topic.top(top, least))}
     return Recipe(name=name, edits=edits, model=model, sae=sae_ref, method=f"topic {method}", data=data)
 
 
