@@ -23,6 +23,7 @@ from steersman.server.bodies import BodyLimit, most_held
 from steersman.server.context import Context
 from steersman.server.draining import Drain, Draining
 from steersman.server.limits import RateLimiter, TimeLimit
+from steersman.server.linger import Linger
 from steersman.server.logs import AccessLog
 from steersman.server.metrics import Metrics
 from steersman.server.parts import open_context
@@ -130,6 +131,7 @@ def _guard_rails(settings: ServerSettings, metrics: Metrics, draining: Draining)
         expose_headers=["X-Request-Id", "Retry-After"],
     )
     return [
+        Middleware(Linger),
         Middleware(RequestIds, is_shared=bool(settings.allowed_origins)),
         Middleware(AccessLog, metrics=metrics, log_prompts=settings.log_prompts),
         *([shared] if settings.allowed_origins else []),

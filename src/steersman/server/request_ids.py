@@ -1,4 +1,4 @@
-"""Give every request an id and every answer that id; catch what nothing else caught. The outermost layer of the server.
+"""Give every request an id and every answer that id; catch what nothing else caught. Outside of it nothing makes an answer.
 
 The id is the caller's X-Request-Id when it is a short plain word, so that a log can be followed through several services.
 """
