@@ -3,8 +3,8 @@
 Every (task, method, seed) is kept as it ends, answers and grades too: stopped at any moment, it goes on there. The last line is
 one JSON object.
 
-    python bench/methods.py [TASKS] [--methods caa,sae,sae-ts,...] [--seeds 0,1,2] [--prompts 16] [--tokens 40] [--out FOLDER]
-                            [--report FILE]
+    python bench/methods.py [TASKS] [--methods caa,sae,sae-ts,...] [--seeds 0,1,2] [--prompts 16] [--tokens 40] [--jobs N]
+                            [--out FOLDER] [--report FILE]
 
 TASKS: folder of JSON files with `name`, `positive`, `negative` and `score_criterion`, such as the paper's own; by default the
 nine of bench/tasks. Another model or SAE wants another --out.
@@ -13,9 +13,14 @@ nine of bench/tasks. Another model or SAE wants another --out.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
+import multiprocessing
+import os
+import signal
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +64,8 @@ def main() -> None:
     tasks = [load_behaviour(path, DESCRIPTIONS.get(path.stem)) for path in sorted(options.tasks.glob("*.json"))]
     if not tasks:
         sys.exit(f"there are no tasks in {options.tasks}; name the folder of the task files")
-    done = Ledger(options.out / "done.jsonl")
     began = time.perf_counter()
-    bench = _Bench(options)
-    rows = [bench.row(task, name, seed, done) for seed in options.seeds for task in tasks for name in names]
+    rows = _all_rows(options, tasks, names)
     summary, over = summarise(rows, names), ratios(rows, names)
     print(as_text(summary, [task.name for task in tasks], rows))
     gaps = [{key: row[key] for key in ("task", "method", "seed", "error")} for row in rows if row["error"]]
@@ -83,23 +86,52 @@ def main() -> None:
                 "ratios": over,
                 "gaps": gaps,
                 "seconds": round(time.perf_counter() - began, 1),
-                "threads": torch.get_num_threads(),
+                "jobs": options.jobs,
+                "threads": _threads(options.jobs),
             }
         )
     )
 
 
+def _all_rows(options: argparse.Namespace, tasks: list[EvalBehaviour], names: list[str]) -> list[dict[str, Any]]:
+    """By seed and task; each task is the work of one process, which has its folder to itself."""
+    # Fresh interpreters: a fork of one that has used its threads can hang in the next product of matrices.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(options.jobs, context, _begin, (_threads(options.jobs),)) as pool:
+        running = [pool.submit(_task_rows, options, task, names) for task in tasks]
+        try:
+            by_task = [each.result() for each in running]
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            sys.exit(f"\nstopped; what had ended is kept in {options.out}, the same command goes on there")
+    return [row for seed in options.seeds for rows in by_task for row in rows if row["seed"] == seed]
+
+
+def _threads(jobs: int) -> int:
+    return max(1, (os.cpu_count() or 1) // jobs)
+
+
+def _begin(threads: int) -> None:
+    """Settle a new process: an interrupt ends it without a word, as the first one speaks for all."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    torch.set_num_threads(threads)
+
+
+def _task_rows(options: argparse.Namespace, task: EvalBehaviour, names: list[str]) -> list[dict[str, Any]]:
+    bench, done = _bench(options.judge), Ledger(options.out / task.name / "done.jsonl")
+    return [bench.row(task, name, seed, done, options) for seed in options.seeds for name in names]
+
+
 class _Bench:
     """The model and its tools, loaded when the first run is not done yet."""
 
-    def __init__(self, options: argparse.Namespace) -> None:
-        self.options = options
+    def __init__(self, judge: str) -> None:
+        self.judge = judge
         self.engine: Engine | None = None
         self.tools: Tools | None = None
 
-    def row(self, task: EvalBehaviour, name: str, seed: int, done: Ledger) -> dict[str, Any]:
+    def row(self, task: EvalBehaviour, name: str, seed: int, done: Ledger, o: argparse.Namespace) -> dict[str, Any]:
         """What one method came to on one task with one seed; from before where it was done."""
-        o = self.options
         key = content_hash(
             [task.sha256, name, seed, o.prompts, o.tokens, o.judge, _map_hash() if name == "sae-ts" else ""]
         )
@@ -115,7 +147,7 @@ class _Bench:
             "strengths": [],
         }
         try:
-            row |= self._run(task, name, seed)
+            row |= self._run(task, name, seed, o)
         except SteersmanError as error:
             row["error"] = str(error)
         if row["error"] is None:  # What failed is tried again the next time.
@@ -123,11 +155,10 @@ class _Bench:
         print(f"{task.name:<22}{name:<12}seed {seed}  {_shown(row)}", file=sys.stderr, flush=True)
         return row
 
-    def _run(self, task: EvalBehaviour, name: str, seed: int) -> dict[str, Any]:
-        o = self.options
+    def _run(self, task: EvalBehaviour, name: str, seed: int, o: argparse.Namespace) -> dict[str, Any]:
         if self.engine is None or self.tools is None:
             self.engine = Engine(load_model(), EngineLimits(slots=32))
-            self.tools = Tools(load_encoder(), o.judge)
+            self.tools = Tools(load_encoder(), self.judge)
         # A control of another method needs that method: CAA, whose answers are on disk by then.
         methods = [name] if name not in _CONTROLS else ["caa", name]
         settings = EvalSettings(prompts=o.prompts, tokens=o.tokens, seed=seed)
@@ -148,6 +179,12 @@ class _Bench:
         }
 
 
+@functools.cache
+def _bench(judge: str) -> _Bench:
+    """One for a process."""
+    return _Bench(judge)
+
+
 def _map_hash() -> str:
     """Of the shipped SAE's effect map: a new map makes new vectors."""
     path = find_sae().folder / MAP_FILE
@@ -166,6 +203,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--prompts", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=40)
     parser.add_argument("--judge", default="local")
+    parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="processes, of 3 GB each")
     parser.add_argument("--out", type=Path, default=Path("methods-bench"), help="folder where everything is kept")
     parser.add_argument(
         "--report", type=Path, help="Markdown file for the tables; the README's is written anew with it"
