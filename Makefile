@@ -45,10 +45,8 @@ format: setup ## Format the code and mend what the linter can
 bench: setup ## Measure the engine beside transformers, repeng and steering-vectors (about ten minutes, on a quiet machine)
 	$(BIN)/python bench/engine.py
 
-# TASKS may name another folder of tasks, such as the nine files of the SAE-TS paper's own repository.
-TASKS ?= bench/tasks
 comparison: setup ## Compare the steering methods and write docs/comparison.md and the README's table anew (hours; goes on where it ended)
-	$(BIN)/python bench/methods.py $(TASKS) --report docs/comparison.md
+	$(BIN)/python bench/methods.py --report docs/comparison.md --readme
 
 docs: setup ## Write the generated parts of the documentation anew
 	$(BIN)/python docs/generate.py

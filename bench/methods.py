@@ -4,7 +4,7 @@ Every (task, method, seed) is kept as it ends, answers and grades too: stopped a
 one JSON object.
 
     python bench/methods.py [TASKS] [--methods caa,sae,sae-ts,...] [--seeds 0,1,2] [--prompts 16] [--tokens 40] [--jobs N]
-                            [--out FOLDER] [--report FILE]
+                            [--out FOLDER] [--report FILE] [--readme]
 
 TASKS: folder of JSON files with `name`, `positive`, `negative` and `score_criterion`, such as the paper's own; by default the
 nine of bench/tasks. Another model or SAE wants another --out.
@@ -72,6 +72,7 @@ def main() -> None:
     if options.report is not None:
         made = as_markdown(summary, over, [task.name for task in tasks], rows, about(options))
         write_bytes(options.report, made.encode())
+    if options.readme:
         fill_in(README, summary_table(summary, over))
     print(
         json.dumps(
@@ -205,9 +206,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--judge", default="local")
     parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="processes, of 3 GB each")
     parser.add_argument("--out", type=Path, default=Path("methods-bench"), help="folder where everything is kept")
-    parser.add_argument(
-        "--report", type=Path, help="Markdown file for the tables; the README's is written anew with it"
-    )
+    parser.add_argument("--report", type=Path, help="Markdown file for the tables")
+    parser.add_argument("--readme", action="store_true", help="write the README's table anew")
     return parser.parse_args()
 
 

@@ -132,7 +132,7 @@ def as_markdown(
     head = [
         "# Steering methods compared",
         "",
-        "Written by `make comparison`; do not edit.",
+        "Written by `bench/methods.py`; do not edit.",
         "",
         f"Bundled model and SAE, {settings}",
     ]

@@ -97,28 +97,40 @@ def recipes(
 def timing(
     engine: Engine, sae: SparseAutoencoder, encoder: SentenceEncoder, rounds: int, tokens: int
 ) -> dict[str, float]:
-    """Milliseconds a decode step takes longer than unsteered, and the ratio, at batch 1 and 16."""
+    """Milliseconds that a token written takes longer than unsteered, the ratio, and those for reading the prompts.
+
+    Runs that write one token are prompts alone; what longer runs take beyond them is writing.
+    """
     texts = profile_texts()
     _, made = recipes(engine, sae, encoder, texts[:3], texts)
     sides: dict[str, Recipe | None] = {"unsteered": None, **made}
-    sampling, found = Sampling(max_tokens=tokens, ignore_eos=True), dict[str, float]()
+    found = dict[str, float]()
     for rows in (1, 16):
+        reads: dict[str, list[float]] = {name: [] for name in sides}
         steps: dict[str, list[float]] = {name: [] for name in sides}
         for number in range(rounds + 1):
             for name, recipe in sides.items():
-                asked = [
-                    Request(prompt=chat(text), recipe=recipe, sampling=sampling) for text in general_prompts()[:rows]
-                ]
-                began = time.perf_counter()
-                engine.generate(asked)
+                short, long = (_seconds(engine, rows, recipe, length) for length in (1, tokens))
                 if number:  # The first round warms up.
-                    steps[name].append((time.perf_counter() - began) / tokens * 1e3)
+                    reads[name].append(short * 1e3)
+                    steps[name].append((long - short) / (tokens - 1) * 1e3)
         for name in made:
             pairs = list(zip(steps[name], steps["unsteered"], strict=True))
             found[f"{name}, batch {rows}: ms a step more"] = statistics.median(a - b for a, b in pairs)
             found[f"{name}, batch {rows}: ratio to unsteered"] = statistics.median(a / b for a, b in pairs)
+            both = zip(reads[name], reads["unsteered"], strict=True)
+            found[f"{name}, batch {rows}: ms more for the prompts"] = statistics.median(a - b for a, b in both)
         found[f"unsteered, batch {rows}: ms a step"] = statistics.median(steps["unsteered"])
+        found[f"unsteered, batch {rows}: ms for the prompts"] = statistics.median(reads["unsteered"])
     return found
+
+
+def _seconds(engine: Engine, rows: int, recipe: Recipe | None, tokens: int) -> float:
+    sampling = Sampling(max_tokens=tokens, ignore_eos=True)
+    asked = [Request(prompt=chat(text), recipe=recipe, sampling=sampling) for text in general_prompts()[:rows]]
+    began = time.perf_counter()
+    engine.generate(asked)
+    return time.perf_counter() - began
 
 
 def medical(

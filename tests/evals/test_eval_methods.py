@@ -22,6 +22,7 @@ from steersman.evals.fitting import Pairs, RandomVector, WrongSign, unit
 from steersman.evals.methods import METHODS, fit_all, methods_of
 from steersman.evals.store import RunFolder
 from steersman.models.language_model import LanguageModel
+from steersman.models.residuals import read_residuals
 from steersman.sae.index.embed import embed_index
 from steersman.steering.edits import Add
 from steersman.steering.methods import METHODS as FITS
@@ -62,6 +63,23 @@ def test_the_best_feature_is_the_planted_one(tiny: LanguageModel) -> None:
     fitted = METHODS["sae"]().fit(context)
     assert [feature.id for feature in _add(fitted).features] == [PLANTED]
     assert f"feature {PLANTED}" in fitted.note
+
+
+def test_topic_alignment_raises_latents_that_fire_on_the_examples(tiny: LanguageModel) -> None:
+    context, _ = context_of(tiny)
+    assert context.sae is not None
+    fitted = METHODS["topic"]().fit(context)
+    edit = _add(fitted)
+    raised = [feature.id for feature in edit.features]
+    rows = context.sae.W_dec[raised].sum(0)
+    torch.testing.assert_close(edit.vector.tensor, rows)
+    assert edit.strength == pytest.approx(1.0)
+    assert f"{raised[0]} (" in fitted.note
+    # Half of the positives at least, those being in the reference; the others cannot all be what it fires on.
+    texts = [item.positive for item in context.behaviour.items]
+    residuals = read_residuals(tiny, [tiny.tokenizer(text)["input_ids"] for text in texts], [context.layer])
+    fires = [(context.sae.encode(each[context.layer].float()) > 0).any(0) for each in residuals]
+    assert any(sum(int(row[latent]) for row in fires) >= len(texts) / 2 for latent in raised)
 
 
 def test_controls_are_as_long_as_what_they_control(tiny: LanguageModel) -> None:

@@ -34,8 +34,8 @@ _TRIED = 8
 """Features of each source that are tried one by one."""
 _TRIED_AT = 0.15
 """At this strength, in mean residual norms."""
-_TOPIC_STRENGTHS = (0.1, 0.25, 0.5, 0.75, 1.0, 1.5)
-"""Factors on the change that the scores make; 1 is the paper's."""
+_TOPIC_SHARE = 0.5
+"""A latent speaks for a topic when it fires on as many reference texts as this share of the topic's own."""
 
 
 class Method(Protocol):
@@ -133,19 +133,26 @@ class Topic:
     name: str = "topic"
 
     def fit(self, context: Context) -> Fitted:
-        """Scores of the examples against the plain texts, shipped prose and the tuning prompts; `swap`, the error kept.
+        """The decoder rows of the latents with the highest scores, summed up (`clamp`, the error kept).
 
-        Its strength is a factor on what the scores change, so it brings strengths of its own.
+        The reference is the plain texts, shipped prose, the tuning prompts and the examples themselves: latents that fire on
+        the topic alone have no score without those. Which edit and how many texts was chosen on tasks of our own (docs/log.md).
         """
         task, model = context.task(), context.engine.model
         items = context.behaviour.items
-        reference = [*(item.negative for item in items), *profile_texts(), *context.prompts]
         positives = [item.positive for item in items]
+        reference = [*(item.negative for item in items), *profile_texts(), *context.prompts, *positives]
         topic = topic_alignment.score_topic(model, task.sae, context.encoder, positives, reference)
+        least = max(topic_alignment.LEAST_PIECES, round(_TOPIC_SHARE * len(positives)))
         ref = task.index.facts.sae
-        recipe = topic_alignment.fit(topic, task.sae, model=model.ref, sae_ref=ref, name=self.name)
-        note = f"{len(reference)} reference texts; {topic.fired} latents scored"
-        return Fitted(name=self.name, recipe=recipe, strengths=_TOPIC_STRENGTHS, note=note)
+        recipe = topic_alignment.fit(
+            topic, task.sae, model=model.ref, sae_ref=ref, name=self.name, method="clamp", least=least
+        )
+        raised = topic.top(least=least)
+        labels = task.labels(raised)
+        told = ", ".join(f"{latent} ({labels.get(latent, 'no label')})" for latent in raised)
+        note = f"{len(reference)} reference texts; raised of {topic.fired} scored latents: {told}"
+        return Fitted(name=self.name, recipe=unit(recipe), note=note)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ _METHODS = {
     "optimised": "adds one vector that was trained to prefer the answers with the behaviour.",
     "sae": "adds the direction of the single feature of a sparse autoencoder that makes the examples likeliest.",
     "sae-ts": "adds the vector that moves one feature and little else.",
-    "topic": "raises all features that fire on texts like the examples.",
+    "topic": "raises the features that fire on texts closest to the examples.",
     "auto": "adds a weighted sum of a few features, as auto-steering finds it.",
     "prompt": "no steering: the behaviour is asked for in a system prompt.",
     "plain": "no steering: the model as it is.",
