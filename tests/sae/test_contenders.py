@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -48,7 +49,8 @@ def test_every_pre_activation_lies_between_its_bounds(half: bool, size: float) -
     x = size * torch.randn(50, 70, generator=made)
     if half:
         encoder, x = encoder.bfloat16().float(), x.bfloat16().float()
-    low, high = Screen(encoder, bias).bounds(x)
+    bounds = Screen(encoder, bias).bounds(x)
+    low, high = bounds.low, bounds.high
     exact = x.double() @ encoder.double().T + bias.double()
     assert (low <= exact).all()
     assert (exact <= high).all()
@@ -58,12 +60,17 @@ def test_every_pre_activation_lies_between_its_bounds(half: bool, size: float) -
 
 @every_toy
 @pytest.mark.parametrize("whole_above", [1, 10_000])
+@pytest.mark.parametrize("scores_of", [torch.randn, torch.rand], ids=["any scores", "scores of a topic"])
 def test_what_fires_is_what_the_sae_says(
-    architecture: Architecture, normalise: Normalise, whole_above: int, monkeypatch: pytest.MonkeyPatch
+    architecture: Architecture,
+    normalise: Normalise,
+    scores_of: Callable[..., Tensor],
+    whole_above: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "_SPARSE", 1 / whole_above)
     made = torch.Generator().manual_seed(3)
-    h, scores = residuals(60), torch.randn(60, D_SAE, generator=made)
+    h, scores = residuals(60), scores_of(60, D_SAE, generator=made)
     for sae in screened(architecture, normalise):
         torch.testing.assert_close(dense(sae, h), sae.encode(h), rtol=1e-4, atol=1e-5)
         weighted = sae.fire(sae.pre_activations(h) * scores)

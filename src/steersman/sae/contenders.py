@@ -51,7 +51,7 @@ def contenders(
         whole = (may.sum(-1) > sae.config.d_sae // _SPARSE).nonzero().squeeze(-1)
     read = sae.pre_activations(F.pad(h[whole], (0, 0, 0, -len(whole) % ROW_STEP)))[: len(whole)] if len(whole) else None
     if read is not None:
-        may = may.index_copy(0, whole, _may_fire(sae, Bounds(read, read), scores[whole]))
+        may = may.index_copy(0, whole, _may_fire(sae, Bounds(read, torch.zeros_like(read)), scores[whole]))
     tokens, latents = may.nonzero(as_tuple=True)
     starts = torch.searchsorted(tokens, torch.arange(len(h), device=h.device))
     if len(whole) == 0:
@@ -84,20 +84,33 @@ def fired(sae: SparseAutoencoder, found: Contenders, values: Float[Tensor, " n"]
 def _may_fire(
     sae: SparseAutoencoder, bounds: Bounds, scores: Float[Tensor, "tokens d_sae"]
 ) -> Bool[Tensor, "tokens d_sae"]:
-    # A negative score turns the bounds round.
-    ends = bounds.low * scores, bounds.high * scores
-    weighted = Bounds(torch.minimum(*ends), torch.maximum(*ends))
-    return _fires_at_most(sae, bounds) | _fires_at_most(sae, weighted)
-
-
-def _fires_at_most(sae: SparseAutoencoder, bounds: Bounds) -> Bool[Tensor, "tokens d_sae"]:
     """Not what surely does not fire; asked this way round, NaN may fire."""
-    if sae.config.architecture != "topk":
-        return ~(bounds.high <= (0.0 if sae.threshold is None else sae.threshold))
-    assert sae.config.k is not None
+    # A negative score turns the bounds round.
+    if sae.config.architecture == "topk":
+        k, ends = sae.config.k, (bounds.low * scores, bounds.high * scores)
+        assert k is not None
+        return _among(k, bounds.low, bounds.high) | _among(k, torch.minimum(*ends), torch.maximum(*ends))
+    high, least = bounds.high, 0.0 if sae.threshold is None else sae.threshold
+    may = (high <= least).logical_not_()
+    if not _only_shrink(scores):
+        may |= ~(torch.maximum(bounds.low * scores, high * scores) <= least)
+    return may  # No threshold is below 0: what fires times at most 1 fires without.
+
+
+def _only_shrink(scores: Float[Tensor, "tokens d_sae"]) -> bool:
+    if not len(scores):
+        return True
+    low, high = scores.aminmax()
+    return bool(low >= 0) and bool(high <= 1)
+
+
+def _among(
+    k: int, low: Float[Tensor, "tokens d_sae"], high: Float[Tensor, "tokens d_sae"]
+) -> Bool[Tensor, "tokens d_sae"]:
+    """What may be one of the k largest, and above 0."""
     # At least k latents read as much as the k-th largest lower bound.
-    least = bounds.low.topk(sae.config.k, dim=-1).values[:, -1:]
-    return ~((bounds.high < least) | (bounds.high <= 0))
+    least = low.topk(k, dim=-1).values[:, -1:]
+    return ~((high < least) | (high <= 0))
 
 
 def _read_singly(

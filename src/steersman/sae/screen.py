@@ -7,7 +7,8 @@ rounded residual and encoder row, `p` their product as it comes out, `n` the wid
     |x . w - p|  <=  |x - x̂| |w|  +  |x̂| |w - ŵ|  +  2**-8 |p|  +  2 n u |x| |w|
                      rounded residual  rounded row    rounded p    float32 sums, here and in what it is compared with
 
-The first term is 0 for residuals of a model that runs in bfloat16, the second for an SAE that was stored in it.
+The first term is 0 for residuals of a model that runs in bfloat16, the second for an SAE that was stored in it; its `|w - ŵ|` is
+taken as the same share of `|w|` for every row, that of the worst.
 """
 
 from __future__ import annotations
@@ -30,10 +31,20 @@ _ROUNDED = 2.0**-8
 
 
 class Bounds(NamedTuple):
-    """Between these lies each pre-activation, as float32 arithmetic finds it. NaN where the residual is not finite."""
+    """How each pre-activation comes out, and how far off float32 arithmetic may find it. NaN where the residual is not finite."""
 
-    low: Float[Tensor, "tokens d_sae"]
-    high: Float[Tensor, "tokens d_sae"]
+    middle: Float[Tensor, "tokens d_sae"]
+    slack: Float[Tensor, "tokens d_sae"]
+
+    @property
+    def low(self) -> Float[Tensor, "tokens d_sae"]:
+        """No pre-activation is below it."""
+        return self.middle - self.slack
+
+    @property
+    def high(self) -> Float[Tensor, "tokens d_sae"]:
+        """No pre-activation is above it."""
+        return self.middle + self.slack
 
 
 class Screen:
@@ -42,9 +53,13 @@ class Screen:
     def __init__(self, encoder: Float[Tensor, "d_sae d_model"], b_enc: Float[Tensor, " d_sae"]) -> None:
         self.rows = encoder.to(torch.bfloat16)
         self.b_enc = b_enc
-        lengths = encoder.norm(dim=-1)
-        # What each row's slack is per unit of: the residual's rounding, the rounded residual, and one.
-        self.slack = torch.stack([lengths, (encoder - self.rows).norm(dim=-1), 4 * _U * b_enc.abs()])
+        # One per cent: norms are sums in float32 themselves.
+        self.lengths = 1.01 * encoder.norm(dim=-1)
+        self.least_slack = 4 * _U * b_enc.abs()
+        rounding = (encoder - self.rows).norm(dim=-1) / self.lengths.clamp(min=torch.finfo(torch.float32).tiny)
+        # What a length is multiplied with: the residual's rounding, the residual, the rounded residual.
+        sizes = [1.01, 1.01 * 2 * encoder.shape[-1] * _U, 1.01 * float(rounding.max())]
+        self.sizes = torch.tensor(sizes, device=encoder.device)
 
     @staticmethod
     def pays(encoder: Float[Tensor, "d_sae d_model"]) -> bool:
@@ -55,12 +70,10 @@ class Screen:
 
     def bounds(self, x: Float[Tensor, "tokens d_model"]) -> Bounds:
         """Bounds of `x @ W_enc + b_enc`; `x` is what the encoder reads, normalised and float32."""
-        narrow = x.to(torch.bfloat16)
-        read = F.linear(F.pad(narrow, (0, 0, 0, -len(x) % ROW_STEP)), self.rows)[: len(x)].float()
-        size, rounded = x.norm(dim=-1), narrow.float()
-        off = (x - rounded).norm(dim=-1) + 2 * x.shape[-1] * _U * size
-        # One per cent: these norms are sums in float32 themselves.
-        sizes = 1.01 * torch.stack([off, rounded.norm(dim=-1), torch.ones_like(size)], dim=-1)
-        slack = (sizes @ self.slack).add_(read.abs(), alpha=_ROUNDED)
-        middle = read.add_(self.b_enc)
-        return Bounds(middle - slack, slack.add_(middle))
+        n, width = x.shape
+        narrow = torch.zeros(n + -n % ROW_STEP, width, dtype=torch.bfloat16, device=x.device)
+        narrow[:n] = x
+        read, rounded = F.linear(narrow, self.rows)[:n].float(), narrow[:n].float()
+        size = torch.stack([x - rounded, x, rounded], dim=1).norm(dim=-1) @ self.sizes
+        slack = torch.addcmul(self.least_slack, size[:, None], self.lengths).add_(read.abs(), alpha=_ROUNDED)
+        return Bounds(read.add_(self.b_enc), slack)

@@ -85,11 +85,15 @@ def reweigh(
     (arXiv:2506.12576, `weight` and `swap`). The change is `decode(new) - decode(old)`, or without `keep_error`
     `decode(new) - hidden`, as in the paper. Only tokens with a gain are encoded, all rows in one product.
     """
+    size = max(1, _CHUNK_ELEMENTS // sae.config.d_sae)
+    if (
+        gain.shape[1] == 1 and len(gain) <= size and bool(gain.all())
+    ):  # As a step of decoding has it: nothing to gather.
+        return gain[:, :, None] * _reweighed(sae, hidden[:, 0], scores, swap, keep_error)[:, None]
     change = torch.zeros_like(hidden)
     rows, places = gain.nonzero(as_tuple=True)
     if not len(rows):
         return change
-    size = max(1, _CHUNK_ELEMENTS // sae.config.d_sae)
     for row, place in zip(torch.split(rows, size), torch.split(places, size), strict=True):
         made = _reweighed(sae, hidden[row, place], scores[row], swap[row], keep_error[row])
         change[row, place] = gain[row, place, None] * made
