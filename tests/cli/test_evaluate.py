@@ -24,6 +24,8 @@ from steersman.cli import evaluate
         (["--strengths", "0.1,0"], 2, "numbers above 0"),
         (["--judge", "llm"], 1, "STEERSMAN_LLM_URL"),
         (["--prompt-file", "nowhere.txt"], 1, "cannot read prompts"),
+        (["--sae", "nowhere"], 1, "nowhere"),
+        (["--effects", "nowhere.safetensors"], 1, "there is no effect map at nowhere.safetensors"),
     ],
 )
 def test_wrong_questions_cost_nothing(

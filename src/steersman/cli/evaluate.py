@@ -78,7 +78,7 @@ def evaluate(
     """Compare steering methods on a behaviour: held-out strength, controls, intervals, tests, a report."""
     from steersman.engine.engine import Engine, EngineLimits
     from steersman.evals.behaviours import load_behaviour
-    from steersman.evals.evaluate import Tools, judge_names
+    from steersman.evals.evaluate import Tools, check_named, judge_names
     from steersman.evals.evaluate import evaluate as run
     from steersman.evals.methods import DEFAULT_METHODS, methods_of
     from steersman.evals.store import check_folder, claim
@@ -94,6 +94,8 @@ def evaluate(
     settings = _settings(prompts, strengths, tokens, layer, seed)
     wanted = load_behaviour(behaviour, describe)
     own = load_prompts(prompt_file) if prompt_file else None
+    named = None if sae == "none" else sae
+    check_named(named, effects)
     endpoint = _endpoint() if battles or "llm" in judges else None
     question = _question(wanted, settings, judges, own, {"sae": sae, "model": model, "dtype": dtype})
     context.with_resource(sole_use(to))
@@ -101,7 +103,7 @@ def evaluate(
         check_folder(to, question, RESULT_FILES)
     language_model = load(model, device, dtype)
     engine = Engine(language_model, EngineLimits(slots=_SLOTS), profile=profile(language_model))
-    tools = Tools(load_encoder(), judge, endpoint, None if sae == "none" else sae, effects, battles)
+    tools = Tools(load_encoder(), judge, endpoint, named, effects, battles)
     claim(to, question)
     with counting() as report:
         found = run(engine, wanted, to, tools=tools, methods=names, settings=settings, prompts=own, progress=report)

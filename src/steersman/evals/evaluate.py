@@ -95,8 +95,7 @@ def evaluate(
         raise EndpointError("an LLM judge needs a language model: set STEERSMAN_LLM_URL and STEERSMAN_LLM_MODEL")
     if not engine.model.is_chat:
         raise ModelError(f"{engine.model.name} has no chat template; evaluations ask chat prompts: choose a chat model")
-    if tools.effects is not None and not tools.effects.is_file():
-        raise DataError(f"there is no effect map at {tools.effects}; make one: steersman effects measure, then fit")
+    check_named(tools.sae, tools.effects)
     kept = RunFolder(folder)
     sets = prompt_sets(settings, behaviour, prompts)
     context = _context(engine, behaviour, sets, tools, settings, kept, progress)
@@ -129,6 +128,19 @@ def evaluate(
         settings=settings,
         seconds=time.perf_counter() - began,
     )
+
+
+def check_named(sae: str | None, effects: Path | None) -> None:
+    """Refuse an SAE or an effect map that is not there, before anything is loaded.
+
+    Raises:
+        DataError: no effect map.
+        SaeError: no SAE of that name.
+    """
+    if sae is not None:
+        find_sae(sae)
+    if effects is not None and not effects.is_file():
+        raise DataError(f"there is no effect map at {effects}; make one: steersman effects measure, then fit")
 
 
 def sweep(
