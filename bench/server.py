@@ -13,22 +13,19 @@ import asyncio
 import json
 import platform
 import random
-import signal
-import socket
-import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 
-from server_load import Address, Told, ask
+from server_load import Told, ask
+from server_process import CLIENTS, QUESTIONS, STRENGTH, TOKENS, Server, serving
 from steersman.engine.engine import Engine
 from steersman.engine.request import Request, Sampling
 from steersman.models.language_model import chat
@@ -37,13 +34,6 @@ from steersman.sae.library import find_sae
 from steersman.steering.features import add_features
 from steersman.steering.recipe import Recipe
 
-QUESTIONS = (
-    "What is the internet?",
-    "How do airplanes fly?",
-    "Why is the sea salty?",
-    "Tell me a story about a lighthouse.",
-)
-CLIENTS, STRENGTH, TOKENS = 16, 0.15, 128
 PARTS = ("throughput", "first", "crowd", "isolation", "soak")
 
 
@@ -74,67 +64,6 @@ def main() -> None:
             found[part] = runs[part]()
             print(f"{part}: {json.dumps(found[part])}", flush=True)
     print(json.dumps(found))
-
-
-class Server:
-    """A server in a process of its own, and the recipes that were made on it."""
-
-    def __init__(self, process: subprocess.Popen[bytes], address: Address) -> None:
-        self.process, self.address = process, address
-        self.features = tuple(range(100, 100 + CLIENTS))
-
-    async def make_recipes(self) -> None:
-        """One recipe a client, each a feature of the shipped SAE."""
-        for feature in self.features:
-            body = {"name": f"f{feature}", "features": {str(feature): 1.0}, "strength": STRENGTH}
-            told = await ask(self.address, "POST", "/v1/recipes", body)
-            if told.status != 201:
-                sys.exit(f"a recipe was not made: {told.status} {told.body} {told.error}")
-
-    async def warm_up(self) -> None:
-        """All recipes once."""
-        await asyncio.gather(*(self.chat(f"f{feature}", QUESTIONS[0], 8) for feature in self.features))
-
-    async def chat(self, recipe: str | None, question: str, tokens: int, *, leave_after: int = 0) -> Told:
-        """A streamed answer."""
-        body: dict[str, Any] = {
-            "model": f"default:{recipe}" if recipe else "default",
-            "messages": [{"role": "user", "content": question}],
-            "max_tokens": tokens,
-            "temperature": 0,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-        }
-        return await ask(self.address, "POST", "/v1/chat/completions", body, leave_after=leave_after)
-
-    @property
-    def rss_mib(self) -> float:
-        """Resident memory of the server."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text(encoding="ascii")
-        return next(int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmRSS"))
-
-
-@contextmanager
-def serving(folder: Path) -> Iterator[Server]:
-    """A server on a free port, until the block ends."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "steersman", "serve", "--port", str(port), "--folder", str(folder)]
-    with (folder / "server.log").open("wb") as log:
-        process = subprocess.Popen(command, stderr=log, stdout=log)
-    try:
-        server = Server(process, Address("127.0.0.1", port))
-        for _ in range(600):
-            if process.poll() is not None or asyncio.run(ask(server.address, "GET", "/readyz")).status == 200:
-                break
-            time.sleep(0.1)
-        if process.poll() is not None:
-            sys.exit(f"the server ended: {(folder / 'server.log').read_text(encoding='utf-8')[-2000:]}")
-        yield server
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(60)
 
 
 # --- throughput

@@ -12,7 +12,8 @@ from tests.tiny import D_MODEL
 from steersman.errors import Conflict, NotFound, RecipeError, RequestError
 from steersman.models.language_model import LanguageModel, ModelRef
 from steersman.server.recipe_wire import inline
-from steersman.server.routing import Route, Router
+from steersman.server.route import Route
+from steersman.server.routing import Router
 from steersman.server.steering import Steering, public_name
 from steersman.server.steering_body import SteeringBody
 from steersman.steering.edits import Add

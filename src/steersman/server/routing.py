@@ -17,18 +17,17 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from pydantic import JsonValue
 from torch import Tensor
 
 from steersman.auto.prompts import general_prompts, normalised
 from steersman.errors import DataError, RequestError, SaeError
-from steersman.facts import fact
 from steersman.models.language_model import LanguageModel, chat
 from steersman.models.residuals import read_residuals
 from steersman.models.sentence_encoder import TextEncoder, load_encoder
 from steersman.models.spans import in_common
 from steersman.sae.library import find_sae
 from steersman.sae.model import SparseAutoencoder
+from steersman.server.route import Route
 from steersman.server.route_table import Choose, Rule, read_table
 from steersman.steering.methods.thresholds import Cut, best_cut
 
@@ -38,35 +37,6 @@ MOST_TOKENS, _MOST_CHARACTERS = 512, 16_384
 _GOOD_F1, _USELESS_F1 = 0.7, 0.5
 """On the examples: below the first a log line warns, below the second no server starts (docs/routing.md has the measure)."""
 _log = logging.getLogger(__name__)
-
-
-@fact
-class Route:
-    """What was decided for one prompt."""
-
-    name: str
-    """Of the route."""
-    recipe: str
-    strength: float
-    score: float
-    """Cosine, or activation."""
-    threshold: float
-    why: str
-    """In words."""
-    ms: float
-    """What the decision took."""
-
-    def to_json(self) -> dict[str, JsonValue]:
-        """As a response shows it."""
-        return {
-            "name": self.name,
-            "recipe": self.recipe,
-            "strength": self.strength,
-            "score": round(self.score, 4),
-            "threshold": round(self.threshold, 4),
-            "why": self.why,
-            "ms": round(self.ms, 2),
-        }
 
 
 @dataclass(frozen=True, slots=True)
