@@ -21,6 +21,7 @@ import signal
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -95,17 +96,23 @@ def main() -> None:
 
 
 def _all_rows(options: argparse.Namespace, tasks: list[EvalBehaviour], names: list[str]) -> list[dict[str, Any]]:
-    """By seed and task; each task is the work of one process, which has its folder to itself."""
+    """By seed and task; each of these is the work of one process, which has its folder to itself."""
     # Fresh interpreters: a fork of one that has used its threads can hang in the next product of matrices.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(options.jobs, context, _begin, (_threads(options.jobs),)) as pool:
-        running = [pool.submit(_task_rows, options, task, names) for task in tasks]
+        running = [pool.submit(_rows, options, task, seed, names) for seed in options.seeds for task in tasks]
         try:
-            by_task = [each.result() for each in running]
-        except KeyboardInterrupt:
+            return [row for each in running for row in each.result()]
+        except (KeyboardInterrupt, BrokenProcessPool) as error:
             pool.shutdown(wait=False, cancel_futures=True)
-            sys.exit(f"\nstopped; what had ended is kept in {options.out}, the same command goes on there")
-    return [row for seed in options.seeds for rows in by_task for row in rows if row["seed"] == seed]
+            for process in multiprocessing.active_children():
+                process.terminate()
+            why = (
+                ""
+                if isinstance(error, KeyboardInterrupt)
+                else " (the system ended a process, perhaps for want of memory)"
+            )
+            sys.exit(f"\nstopped{why}; what had ended is kept in {options.out}, the same command goes on there")
 
 
 def _threads(jobs: int) -> int:
@@ -113,14 +120,15 @@ def _threads(jobs: int) -> int:
 
 
 def _begin(threads: int) -> None:
-    """Settle a new process: an interrupt ends it without a word, as the first one speaks for all."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    """Settle a new process: an interrupt is for the first one, which speaks for all."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(threads)
 
 
-def _task_rows(options: argparse.Namespace, task: EvalBehaviour, names: list[str]) -> list[dict[str, Any]]:
-    bench, done = _bench(options.judge), Ledger(options.out / task.name / "done.jsonl")
-    return [bench.row(task, name, seed, done, options) for seed in options.seeds for name in names]
+def _rows(options: argparse.Namespace, task: EvalBehaviour, seed: int, names: list[str]) -> list[dict[str, Any]]:
+    folder = options.out / task.name / f"seed-{seed}"
+    bench, done = _bench(options.judge), Ledger(folder / "done.jsonl")
+    return [bench.row(task, name, seed, done, options) for name in names]
 
 
 class _Bench:
@@ -148,7 +156,7 @@ class _Bench:
             "strengths": [],
         }
         try:
-            row |= self._run(task, name, seed, o)
+            row |= self._run(task, name, seed, done.path.parent, o)
         except SteersmanError as error:
             row["error"] = str(error)
         if row["error"] is None:  # What failed is tried again the next time.
@@ -156,14 +164,14 @@ class _Bench:
         print(f"{task.name:<22}{name:<12}seed {seed}  {_shown(row)}", file=sys.stderr, flush=True)
         return row
 
-    def _run(self, task: EvalBehaviour, name: str, seed: int, o: argparse.Namespace) -> dict[str, Any]:
+    def _run(self, task: EvalBehaviour, name: str, seed: int, folder: Path, o: argparse.Namespace) -> dict[str, Any]:
         if self.engine is None or self.tools is None:
             self.engine = Engine(load_model(), EngineLimits(slots=32))
             self.tools = Tools(load_encoder(), self.judge)
         # A control of another method needs that method: CAA, whose answers are on disk by then.
         methods = [name] if name not in _CONTROLS else ["caa", name]
         settings = EvalSettings(prompts=o.prompts, tokens=o.tokens, seed=seed)
-        found = evaluate(self.engine, task, o.out / task.name, tools=self.tools, methods=methods, settings=settings)
+        found = evaluate(self.engine, task, folder, tools=self.tools, methods=methods, settings=settings)
         facts = facts_of(found, samples=True)
         [result] = [each for each in facts["methods"] if each["name"] == name]
         chosen = {s["prompt"]: s for s in facts["samples"] if s["method"] == name and s["chosen"]}

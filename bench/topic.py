@@ -1,7 +1,7 @@
 """Measure topic alignment: what each method costs per token, the medical example, and whether the verdict predicts the effect.
 
-The methods and unsteered runs alternate within this one process; the table shows medians over the rounds. The last line is one
-JSON object.
+The methods and unsteered runs take turns step by step within this one process; the table shows medians of the differences. The
+last line is one JSON object.
 
     python bench/topic.py [--skip-timing] [--rounds 5] [--tokens 64] [--data FOLDER] [--predict] [--methods clamp,swap]
                           [--topics 26]
@@ -18,7 +18,7 @@ import platform
 import random
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,23 +97,24 @@ def recipes(
 def timing(
     engine: Engine, sae: SparseAutoencoder, encoder: SentenceEncoder, rounds: int, tokens: int
 ) -> dict[str, float]:
-    """Milliseconds that a token written takes longer than unsteered, the ratio, and those for reading the prompts.
+    """Milliseconds that a step of writing takes longer than unsteered, the ratio, and those for reading the prompts.
 
-    Runs that write one token are prompts alone; what longer runs take beyond them is writing.
+    Every method has an engine of its own over the same weights, and they take turns step by step, so that a machine which is
+    slower for a second is slower for all.
     """
     texts = profile_texts()
     _, made = recipes(engine, sae, encoder, texts[:3], texts)
     sides: dict[str, Recipe | None] = {"unsteered": None, **made}
+    engines = {name: Engine(engine.model) for name in sides}
     found = dict[str, float]()
     for rows in (1, 16):
         reads: dict[str, list[float]] = {name: [] for name in sides}
         steps: dict[str, list[float]] = {name: [] for name in sides}
         for number in range(rounds + 1):
-            for name, recipe in sides.items():
-                short, long = (_seconds(engine, rows, recipe, length) for length in (1, tokens))
+            for name, each in _in_turns(engines, sides, rows, tokens).items():
                 if number:  # The first round warms up.
-                    reads[name].append(short * 1e3)
-                    steps[name].append((long - short) / (tokens - 1) * 1e3)
+                    reads[name].append(sum(each[: 1 - tokens]))
+                    steps[name] += each[1 - tokens :]
         for name in made:
             pairs = list(zip(steps[name], steps["unsteered"], strict=True))
             found[f"{name}, batch {rows}: ms a step more"] = statistics.median(a - b for a, b in pairs)
@@ -125,12 +126,26 @@ def timing(
     return found
 
 
-def _seconds(engine: Engine, rows: int, recipe: Recipe | None, tokens: int) -> float:
+def _in_turns(
+    engines: Mapping[str, Engine], sides: Mapping[str, Recipe | None], rows: int, tokens: int
+) -> dict[str, list[float]]:
+    """Milliseconds of every step, the first to read prompts, the last `tokens - 1` to write."""
     sampling = Sampling(max_tokens=tokens, ignore_eos=True)
-    asked = [Request(prompt=chat(text), recipe=recipe, sampling=sampling) for text in general_prompts()[:rows]]
-    began = time.perf_counter()
-    engine.generate(asked)
-    return time.perf_counter() - began
+    asked = {
+        name: [
+            engines[name].submit(Request(prompt=chat(text), recipe=recipe, sampling=sampling))
+            for text in general_prompts()[:rows]
+        ]
+        for name, recipe in sides.items()
+    }
+    names, taken = list(sides), {name: list[float]() for name in sides}
+    while not all(ticket.is_done for tickets in asked.values() for ticket in tickets):
+        for name in names:
+            began = time.perf_counter()
+            engines[name].step()
+            taken[name].append((time.perf_counter() - began) * 1e3)
+        names = names[1:] + names[:1]  # Nobody always follows the same one.
+    return taken
 
 
 def medical(

@@ -34,7 +34,7 @@ def screened(
 def dense(sae: SparseAutoencoder, h: Tensor, scores: Tensor | None = None) -> Tensor:
     """What fires, as a table."""
     weights = torch.ones(len(h), D_SAE) if scores is None else scores
-    found = contenders(sae, h, weights)
+    found = contenders(sae, h, weights, only_shrink=bool((weights.abs() <= 1).all()) and bool((weights >= 0).all()))
     table = torch.zeros(len(h), D_SAE)
     values = found.pre if scores is None else found.pre * scores[found.tokens, found.latents]
     table[found.tokens, found.latents] = fired(sae, found, values)

@@ -34,9 +34,19 @@ class Contenders(NamedTuple):
 
 
 def contenders(
-    sae: SparseAutoencoder, h: Float[Tensor, "tokens d_model"], scores: Float[Tensor, "tokens d_sae"]
+    sae: SparseAutoencoder,
+    h: Float[Tensor, "tokens d_model"],
+    scores: Float[Tensor, "tokens d_sae"],
+    *,
+    only_shrink: bool = False,
 ) -> Contenders:
     """All latents that fire at the tokens with their pre-activations as they are, or multiplied by `scores`.
+
+    Args:
+        sae: whose latents.
+        h: residuals.
+        scores: of every latent at every token.
+        only_shrink: whether all scores are known to lie in [0, 1]; saves work.
 
     Raises:
         SaeError: the residuals have another width, or are on another device.
@@ -46,23 +56,23 @@ def contenders(
         whole = torch.arange(len(h), device=h.device)
         may = torch.zeros(scores.shape, dtype=torch.bool, device=h.device)
     else:
-        may = _may_fire(sae, screen.bounds(x), scores)
-        # Residuals that are not finite come here too: everything may fire.
-        whole = (may.sum(-1) > sae.config.d_sae // _SPARSE).nonzero().squeeze(-1)
-    read = sae.pre_activations(F.pad(h[whole], (0, 0, 0, -len(whole) % ROW_STEP)))[: len(whole)] if len(whole) else None
-    if read is not None:
-        may = may.index_copy(0, whole, _may_fire(sae, Bounds(read, torch.zeros_like(read)), scores[whole]))
+        may = _may_fire(sae, screen.bounds(x), scores, only_shrink)
+        tokens, latents = may.nonzero(as_tuple=True)
+        most = sae.config.d_sae // _SPARSE
+        # Residuals that are not finite are read whole too: everything may fire.
+        whole = (may.sum(-1) > most).nonzero().squeeze(-1) if len(tokens) > most else tokens[:0]
+        if not len(whole):
+            return Contenders(tokens, latents, _read_singly(sae, x, tokens, latents), _starts(tokens, len(h)))
+    read = sae.pre_activations(F.pad(h[whole], (0, 0, 0, -len(whole) % ROW_STEP)))[: len(whole)]
+    certain = Bounds(read, torch.zeros_like(read))
+    may = may.index_copy(0, whole, _may_fire(sae, certain, scores[whole], only_shrink))
     tokens, latents = may.nonzero(as_tuple=True)
-    starts = torch.searchsorted(tokens, torch.arange(len(h), device=h.device))
-    if len(whole) == 0:
-        return Contenders(tokens, latents, _read_singly(sae, x, tokens, latents), starts)
-    assert read is not None
     place = torch.full((len(h),), -1, device=h.device).index_copy(0, whole, torch.arange(len(whole), device=h.device))
     known = place[tokens] >= 0
     pre = torch.empty(len(tokens), device=h.device)
     pre[known] = read[place[tokens[known]], latents[known]]
     pre[~known] = _read_singly(sae, x, tokens[~known], latents[~known])
-    return Contenders(tokens, latents, pre, starts)
+    return Contenders(tokens, latents, pre, _starts(tokens, len(h)))
 
 
 def fired(sae: SparseAutoencoder, found: Contenders, values: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
@@ -82,7 +92,7 @@ def fired(sae: SparseAutoencoder, found: Contenders, values: Float[Tensor, " n"]
 
 
 def _may_fire(
-    sae: SparseAutoencoder, bounds: Bounds, scores: Float[Tensor, "tokens d_sae"]
+    sae: SparseAutoencoder, bounds: Bounds, scores: Float[Tensor, "tokens d_sae"], only_shrink: bool
 ) -> Bool[Tensor, "tokens d_sae"]:
     """Not what surely does not fire; asked this way round, NaN may fire."""
     # A negative score turns the bounds round.
@@ -92,16 +102,9 @@ def _may_fire(
         return _among(k, bounds.low, bounds.high) | _among(k, torch.minimum(*ends), torch.maximum(*ends))
     high, least = bounds.high, 0.0 if sae.threshold is None else sae.threshold
     may = (high <= least).logical_not_()
-    if not _only_shrink(scores):
+    if not only_shrink:
         may |= ~(torch.maximum(bounds.low * scores, high * scores) <= least)
     return may  # No threshold is below 0: what fires times at most 1 fires without.
-
-
-def _only_shrink(scores: Float[Tensor, "tokens d_sae"]) -> bool:
-    if not len(scores):
-        return True
-    low, high = scores.aminmax()
-    return bool(low >= 0) and bool(high <= 1)
 
 
 def _among(
@@ -113,13 +116,18 @@ def _among(
     return ~((high < least) | (high <= 0))
 
 
+def _starts(tokens: Int[Tensor, " n"], count: int) -> Int[Tensor, " count"]:
+    if count == 1:
+        return tokens.new_zeros(1)
+    return torch.searchsorted(tokens, torch.arange(count, device=tokens.device))
+
+
 def _read_singly(
     sae: SparseAutoencoder, x: Float[Tensor, "tokens d_model"], tokens: Int[Tensor, " n"], latents: Int[Tensor, " n"]
 ) -> Float[Tensor, " n"]:
     """Pre-activations of single latents, each summed on its own: the same bits whatever is read beside it."""
     size = max(1, _GATHER_ELEMENTS // sae.config.d_model)
-    parts = [
-        (x[token] * sae.encoder[latent]).sum(-1) + sae.b_enc[latent]
-        for token, latent in zip(torch.split(tokens, size), torch.split(latents, size), strict=True)
-    ]
-    return torch.cat(parts) if parts else x.new_zeros(0)
+    if len(tokens) > size:
+        parts = zip(torch.split(tokens, size), torch.split(latents, size), strict=True)
+        return torch.cat([_read_singly(sae, x, *part) for part in parts])
+    return (x[tokens] * sae.encoder[latents]).sum(-1) + sae.b_enc[latents]

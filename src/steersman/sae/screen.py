@@ -1,14 +1,14 @@
 """Bounds of what every latent reads at a token, from half the bytes. Knows nothing of thresholds, or of what fires.
 
-One token's encoding costs the reading of the whole encoder from memory, and nothing else counts. The screen reads a copy in
-bfloat16 and says how far off it can be; whoever uses it reads the few latents that matter again, in float32. With `x̂`, `ŵ` the
-rounded residual and encoder row, `p` their product as it comes out, `n` the width and `u = 2**-24` (Cauchy and Schwarz):
+One token's encoding costs the reading of the whole encoder from memory, and little else counts. The screen reads a copy in
+bfloat16 and says how far off it can be; whoever uses it reads the few latents that matter again, in float32. With `ŵ` the rounded
+encoder row, `p` the product as it comes out, `n` the width and `u = 2**-24` (Cauchy and Schwarz):
 
-    |x . w - p|  <=  |x - x̂| |w|  +  |x̂| |w - ŵ|  +  2**-8 |p|  +  2 n u |x| |w|
-                     rounded residual  rounded row    rounded p    float32 sums, here and in what it is compared with
+    |x . w - p|  <=  2**-9 |x| |w|  +  1.01 |x| |w - ŵ|  +  2**-8 |p|  +  2 n u |x| |w|
+                     rounded residual  rounded row          rounded p    float32 sums, here and in what it is compared with
 
-The first term is 0 for residuals of a model that runs in bfloat16, the second for an SAE that was stored in it; its `|w - ŵ|` is
-taken as the same share of `|w|` for every row, that of the worst.
+The second term is 0 for an SAE that was stored in bfloat16; its `|w - ŵ|` is taken as the same share of `|w|` for every row, that
+of the worst.
 """
 
 from __future__ import annotations
@@ -53,13 +53,12 @@ class Screen:
     def __init__(self, encoder: Float[Tensor, "d_sae d_model"], b_enc: Float[Tensor, " d_sae"]) -> None:
         self.rows = encoder.to(torch.bfloat16)
         self.b_enc = b_enc
+        lengths = encoder.norm(dim=-1)
+        shares = (encoder - self.rows).norm(dim=-1) / lengths.clamp(min=torch.finfo(torch.float32).tiny)
         # One per cent: norms are sums in float32 themselves.
-        self.lengths = 1.01 * encoder.norm(dim=-1)
+        self.slopes = 1.01 * (_ROUNDED / 2 + 1.01 * shares.max() + 2 * encoder.shape[-1] * _U) * lengths
+        """What a unit of a residual's length adds to the slack of each row."""
         self.least_slack = 4 * _U * b_enc.abs()
-        rounding = (encoder - self.rows).norm(dim=-1) / self.lengths.clamp(min=torch.finfo(torch.float32).tiny)
-        # What a length is multiplied with: the residual's rounding, the residual, the rounded residual.
-        sizes = [1.01, 1.01 * 2 * encoder.shape[-1] * _U, 1.01 * float(rounding.max())]
-        self.sizes = torch.tensor(sizes, device=encoder.device)
 
     @staticmethod
     def pays(encoder: Float[Tensor, "d_sae d_model"]) -> bool:
@@ -73,7 +72,7 @@ class Screen:
         n, width = x.shape
         narrow = torch.zeros(n + -n % ROW_STEP, width, dtype=torch.bfloat16, device=x.device)
         narrow[:n] = x
-        read, rounded = F.linear(narrow, self.rows)[:n].float(), narrow[:n].float()
-        size = torch.stack([x - rounded, x, rounded], dim=1).norm(dim=-1) @ self.sizes
-        slack = torch.addcmul(self.least_slack, size[:, None], self.lengths).add_(read.abs(), alpha=_ROUNDED)
+        read = F.linear(narrow, self.rows)[:n].float()
+        slack = torch.addcmul(self.least_slack, x.norm(dim=-1, keepdim=True), self.slopes)
+        slack.add_(read.abs(), alpha=_ROUNDED)
         return Bounds(read.add_(self.b_enc), slack)

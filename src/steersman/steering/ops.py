@@ -78,24 +78,26 @@ def reweigh(
     swap: Bool[Tensor, " rows"],
     keep_error: Bool[Tensor, " rows"],
     gain: Gain,
+    *,
+    only_shrink: bool = False,
 ) -> Hidden:
     """Multiply the pre-activations of the SAE by `scores`, and write what becomes of its reconstruction.
 
     The weighted pre-activations fire as the SAE decides; where `swap`, those that fire keep their original value instead
     (arXiv:2506.12576, `weight` and `swap`). The change is `decode(new) - decode(old)`, or without `keep_error`
-    `decode(new) - hidden`, as in the paper. Only tokens with a gain are encoded, all rows in one product.
+    `decode(new) - hidden`, as in the paper. Only tokens with a gain are encoded, all rows in one product. `only_shrink`: all
+    scores are known to lie in [0, 1].
     """
     size = max(1, _CHUNK_ELEMENTS // sae.config.d_sae)
-    if (
-        gain.shape[1] == 1 and len(gain) <= size and bool(gain.all())
-    ):  # As a step of decoding has it: nothing to gather.
-        return gain[:, :, None] * _reweighed(sae, hidden[:, 0], scores, swap, keep_error)[:, None]
+    if gain.shape[1] == 1 and len(gain) <= size and 0.0 not in gain[:, 0].tolist():
+        # A step of decoding: nothing to gather.
+        return gain[:, :, None] * _reweighed(sae, hidden[:, 0], scores, swap, keep_error, only_shrink)[:, None]
     change = torch.zeros_like(hidden)
     rows, places = gain.nonzero(as_tuple=True)
     if not len(rows):
         return change
     for row, place in zip(torch.split(rows, size), torch.split(places, size), strict=True):
-        made = _reweighed(sae, hidden[row, place], scores[row], swap[row], keep_error[row])
+        made = _reweighed(sae, hidden[row, place], scores[row], swap[row], keep_error[row], only_shrink)
         change[row, place] = gain[row, place, None] * made
     return change
 
@@ -106,9 +108,10 @@ def _reweighed(
     scores: Float[Tensor, "tokens d_sae"],
     swap: Bool[Tensor, " tokens"],
     keep_error: Bool[Tensor, " tokens"],
+    only_shrink: bool,
 ) -> Float[Tensor, "tokens d_model"]:
     """`reweigh` for tokens, each with its own scores. Only latents whose activation changes are decoded."""
-    found = contenders(sae, h, scores)
+    found = contenders(sae, h, scores, only_shrink=only_shrink)
     old, new = fired(sae, found, found.pre), fired(sae, found, found.pre * scores[found.tokens, found.latents])
     new = torch.where(swap[found.tokens] & (new > 0), found.pre.relu(), new)
     written = torch.where(keep_error[found.tokens], new - old, new)

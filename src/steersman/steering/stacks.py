@@ -93,10 +93,14 @@ class SaeStack:
         self.swap = torch.tensor([isinstance(edit, Swap) for edit in edits], device=device)
         self.keep_error = torch.tensor([edit.keep_error for edit in edits], device=device)
         self.strength = torch.tensor([edit.strength for edit in edits], device=device)
+        self.only_shrink = bool(((self.scores >= 0) & (self.scores <= 1)).all())
 
     def change(self, hidden: Tensor, gain: Tensor) -> Tensor:
         """See `ops.reweigh`."""
-        return ops.reweigh(self.sae, hidden, self.scores, self.swap, self.keep_error, gain * self.strength[:, None])
+        gain = gain * self.strength[:, None]
+        return ops.reweigh(
+            self.sae, hidden, self.scores, self.swap, self.keep_error, gain, only_shrink=self.only_shrink
+        )
 
 
 Stack = AddStack | AffineStack | RotateStack | SaeStack
