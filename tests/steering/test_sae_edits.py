@@ -39,14 +39,7 @@ def change(
     sae: SparseAutoencoder, h: Tensor, scores: Tensor, kind: type[SaeEdit] = Weight, keep_error: bool = True
 ) -> Tensor:
     """What one edit of strength 1 writes to `h` (seq, d_model)."""
-    (made,) = ops.reweigh(
-        sae,
-        h[None],
-        scores[None],
-        torch.tensor([kind is Swap]),
-        torch.tensor([keep_error]),
-        torch.ones(1, len(h)),
-    )
+    (made,) = ops.reweigh(sae, h[None], scores[None], torch.ones(1, len(h)), swap=kind is Swap, keep_error=keep_error)
     return made
 
 
@@ -191,11 +184,11 @@ def test_only_tokens_with_a_gain_are_encoded(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(SparseAutoencoder, "pre_activations", counted)
     gain = torch.zeros(3, 5)
-    arguments = (SOME.expand(3, -1), torch.tensor([False, True, False]), torch.tensor([True, True, False]))
-    assert torch.equal(ops.reweigh(sae, h, *arguments, gain), torch.zeros_like(h))
+    scores = SOME.expand(3, -1)
+    assert torch.equal(ops.reweigh(sae, h, scores, gain, swap=True, keep_error=True), torch.zeros_like(h))
     assert seen == []
     gain[0, 1], gain[2, 3:] = 1.0, 0.5
-    made = ops.reweigh(sae, h, *arguments, gain)
+    made = ops.reweigh(sae, h, scores, gain, swap=True, keep_error=True)
     # One product for all rows, filled up to a whole four.
     assert seen == [4]
     assert sorted(made.any(-1).nonzero().tolist()) == [[0, 1], [2, 3], [2, 4]]
@@ -203,13 +196,9 @@ def test_only_tokens_with_a_gain_are_encoded(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_what_is_not_a_number_stays_in_its_row() -> None:
     sae, h = SAES[1], residuals(2, 6)
-    clean = ops.reweigh(
-        sae, h, SOME.expand(2, -1), torch.tensor([False, True]), torch.tensor([True] * 2), torch.ones(2, 6)
-    )
+    clean = ops.reweigh(sae, h, SOME.expand(2, -1), torch.ones(2, 6), swap=True, keep_error=True)
     h[0, 2] = torch.nan
-    dirty = ops.reweigh(
-        sae, h, SOME.expand(2, -1), torch.tensor([False, True]), torch.tensor([True] * 2), torch.ones(2, 6)
-    )
+    dirty = ops.reweigh(sae, h, SOME.expand(2, -1), torch.ones(2, 6), swap=True, keep_error=True)
     assert dirty[0, 2].isnan().all()
     assert torch.equal(dirty[1], clean[1])
     assert torch.equal(dirty[0, [0, 1, 3, 4, 5]], clean[0, [0, 1, 3, 4, 5]])

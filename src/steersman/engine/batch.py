@@ -46,11 +46,12 @@ class _Steered:
         ):
             saes = {key: sae for sequence in self.sequences for key, sae in sequence.saes.items()}
             self._plan, self._planned = BatchPlan(recipes, self.mean_norms, ids.device, saes), recipes
-        lengths = torch.zeros(len(ids), 1, dtype=torch.long, device=ids.device)
         # Rows beyond the sequences are company only; nothing steers them.
-        gains = torch.zeros(len(ids), device=ids.device)
-        lengths[: len(self.sequences), 0] = torch.tensor([len(sequence.prompt_ids) for sequence in self.sequences])
-        gains[: len(self.sequences)] = torch.tensor([sequence.strength for sequence in self.sequences])
+        company = len(ids) - len(self.sequences)
+        lengths = torch.tensor([[len(each.prompt_ids)] for each in self.sequences] + [[0]] * company, device=ids.device)
+        gains = torch.tensor(
+            [each.strength for each in self.sequences] + [0.0] * company, dtype=torch.float32, device=ids.device
+        )
         batch = TokenBatch(token_ids=ids, positions=positions, prompt_lengths=lengths, valid=valid, gains=gains)
         bound = self._plan.bind(batch, [sequence.latches for sequence in self.sequences])
         logits = self.runner.forward(cache, ids, positions, keep, bound)

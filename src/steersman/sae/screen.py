@@ -4,7 +4,7 @@ One token's encoding costs the reading of the whole encoder from memory, and lit
 bfloat16 and says how far off it can be; whoever uses it reads the few latents that matter again, in float32. With `ŵ` the rounded
 encoder row, `p` the product as it comes out, `n` the width and `u = 2**-24` (Cauchy and Schwarz):
 
-    |x . w - p|  <=  2**-9 |x| |w|  +  1.01 |x| |w - ŵ|  +  2**-8 |p|  +  2 n u |x| |w|
+    |x . w - p|  <=  2**-8 |x| |w|  +  1.01 |x| |w - ŵ|  +  2**-8 |p|  +  2 n u |x| |w|
                      rounded residual  rounded row          rounded p    float32 sums, here and in what it is compared with
 
 The second term is 0 for an SAE that was stored in bfloat16; its `|w - ŵ|` is taken as the same share of `|w|` for every row, that
@@ -56,7 +56,7 @@ class Screen:
         lengths = encoder.norm(dim=-1)
         shares = (encoder - self.rows).norm(dim=-1) / lengths.clamp(min=torch.finfo(torch.float32).tiny)
         # One per cent: norms are sums in float32 themselves.
-        self.slopes = 1.01 * (_ROUNDED / 2 + 1.01 * shares.max() + 2 * encoder.shape[-1] * _U) * lengths
+        self.slopes = 1.01 * (_ROUNDED + 1.01 * shares.max() + 2 * encoder.shape[-1] * _U) * lengths
         """What a unit of a residual's length adds to the slack of each row."""
         self.least_slack = 4 * _U * b_enc.abs()
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from steersman.sae.contenders import contenders, fired
@@ -75,30 +75,33 @@ def reweigh(
     sae: SparseAutoencoder,
     hidden: Hidden,
     scores: Float[Tensor, "rows d_sae"],
-    swap: Bool[Tensor, " rows"],
-    keep_error: Bool[Tensor, " rows"],
     gain: Gain,
     *,
+    swap: bool,
+    keep_error: bool,
     only_shrink: bool = False,
 ) -> Hidden:
     """Multiply the pre-activations of the SAE by `scores`, and write what becomes of its reconstruction.
 
-    The weighted pre-activations fire as the SAE decides; where `swap`, those that fire keep their original value instead
+    The weighted pre-activations fire as the SAE decides; with `swap`, those that fire keep their original value instead
     (arXiv:2506.12576, `weight` and `swap`). The change is `decode(new) - decode(old)`, or without `keep_error`
     `decode(new) - hidden`, as in the paper. Only tokens with a gain are encoded, all rows in one product. `only_shrink`: all
     scores are known to lie in [0, 1].
     """
+
+    def made(h: Float[Tensor, "tokens d_model"], own: Float[Tensor, "tokens d_sae"]) -> Float[Tensor, "tokens d_model"]:
+        return _reweighed(sae, h, own, swap, keep_error, only_shrink)
+
     size = max(1, _CHUNK_ELEMENTS // sae.config.d_sae)
     if gain.shape[1] == 1 and len(gain) <= size and 0.0 not in gain[:, 0].tolist():
         # A step of decoding: nothing to gather.
-        return gain[:, :, None] * _reweighed(sae, hidden[:, 0], scores, swap, keep_error, only_shrink)[:, None]
+        return gain[:, :, None] * made(hidden[:, 0], scores)[:, None]
     change = torch.zeros_like(hidden)
     rows, places = gain.nonzero(as_tuple=True)
     if not len(rows):
         return change
     for row, place in zip(torch.split(rows, size), torch.split(places, size), strict=True):
-        made = _reweighed(sae, hidden[row, place], scores[row], swap[row], keep_error[row], only_shrink)
-        change[row, place] = gain[row, place, None] * made
+        change[row, place] = gain[row, place, None] * made(hidden[row, place], scores[row])
     return change
 
 
@@ -106,19 +109,20 @@ def _reweighed(
     sae: SparseAutoencoder,
     h: Float[Tensor, "tokens d_model"],
     scores: Float[Tensor, "tokens d_sae"],
-    swap: Bool[Tensor, " tokens"],
-    keep_error: Bool[Tensor, " tokens"],
+    swap: bool,
+    keep_error: bool,
     only_shrink: bool,
 ) -> Float[Tensor, "tokens d_model"]:
     """`reweigh` for tokens, each with its own scores. Only latents whose activation changes are decoded."""
     found = contenders(sae, h, scores, only_shrink=only_shrink)
-    old, new = fired(sae, found, found.pre), fired(sae, found, found.pre * scores[found.tokens, found.latents])
-    new = torch.where(swap[found.tokens] & (new > 0), found.pre.relu(), new)
-    written = torch.where(keep_error[found.tokens], new - old, new)
+    new = fired(sae, found, found.pre * scores[found.tokens, found.latents])
+    if swap:
+        new = torch.where(new > 0, found.pre.relu(), new)
+    written = new - fired(sae, found, found.pre) if keep_error else new
     summed = F.embedding_bag(found.latents, sae.W_dec, found.starts, mode="sum", per_sample_weights=written)
     scale, shift = normalised(sae.config, h)[1]
     # What the SAE adds whatever fires (b_dec, shift) is no part of a change.
-    return torch.where(keep_error[:, None], summed * scale, (summed + sae.b_dec) * scale + shift - h)
+    return summed * scale if keep_error else (summed + sae.b_dec) * scale + shift - h
 
 
 def _across(toward: Float[Tensor, "rows 1 d_model"]) -> Float[Tensor, "rows 1 d_model"]:

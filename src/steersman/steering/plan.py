@@ -20,13 +20,14 @@ from steersman.steering.condition import Above, AllOf, AnyOf, Condition, Not, Si
 from steersman.steering.edits import Edit, SaeEdit
 from steersman.steering.recipe import Recipe
 from steersman.steering.stacks import STACKS, Group, Probes
-from steersman.steering.where import Schedule, Where
+from steersman.steering.where import Constant, Schedule, Where
 
 Latches = dict[int, bool]
 """Which `since` conditions of a request have been met so far, by identity of the condition."""
 
-_Key = tuple[int, type, str | None]
-"""Layer, family and SAE: the edits that are applied in one go, so that an SAE encodes all its rows in one product."""
+_Key = tuple[int, type, tuple[str, str, bool] | None]
+"""Layer and family, and for edits of an SAE its hash, their kind and whether they keep its error: the edits that are applied in
+one go, so that an SAE encodes all their rows in one product."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +77,14 @@ class BatchPlan:
             for leaf in (leaf for condition in asked for leaf in leaves(condition)):
                 leaves_read[leaf.layer].append((row, leaf))
         self.probes = {layer: Probes(entries, mean_norms[layer], device) for layer, entries in leaves_read.items()}
-        self.groups: dict[int, list[Group]] = defaultdict(list)
+        groups: dict[int, list[Group]] = defaultdict(list)
         # Sorted: floating-point sums depend on their order, which must not depend on other rows or on how edits are listed.
         for layer, family, used in sorted(found, key=repr):
             entries = sorted(found[layer, family, used], key=lambda entry: (entry[0], repr(entry[1])))
-            needs = mean_norms[layer] if used is None else _handed(saes or {}, used)
-            self.groups[layer].append(Group(entries, family(entries, needs, device), device))
-        self.layers = tuple(sorted({*self.groups, *self.probes}))
+            needs = mean_norms[layer] if used is None else _handed(saes or {}, used[0])
+            groups[layer].append(Group(entries, family(entries, needs, device), device))
+        self.edits = {layer: _edits(found, device) for layer, found in groups.items()}
+        self.layers = tuple(sorted({*self.edits, *self.probes}))
 
     def bind(self, batch: TokenBatch, latches: Sequence[Latches]) -> BoundPlan:
         """The plan for one forward pass over `batch`; `latches` holds one dict a row, updated by `commit`."""
@@ -104,10 +106,10 @@ class BoundPlan:
 
     def commit(self) -> set[int]:
         """After the forward pass: remember what `since` conditions saw, and return the rows whose recipe says abort."""
-        later = (self._batch.positions > 0) & self._batch.valid
-        aborted = {
-            row for row, condition in self._plan.aborts if bool((self._holds(row, condition) & later[row]).any())
-        }
+        aborted: set[int] = set()
+        if self._plan.aborts:
+            later = (self._batch.positions > 0) & self._batch.valid
+            aborted = {row for row, abort in self._plan.aborts if bool((self._holds(row, abort) & later[row]).any())}
         for (row, key), truth in self._truths.items():
             if key in self._latches[row]:
                 # Or-ed: a pass may hold nothing but padding for a row that met its condition before.
@@ -119,29 +121,33 @@ class BoundPlan:
             if layer in self._plan.probes:
                 # The first token is an attention sink: what is read there means nothing.
                 self._truths.update(self._plan.probes[layer].read(hidden, self._batch.positions > 0))
-            groups = self._plan.groups.get(layer)
-            return self._apply(groups, hidden) if groups else None
+            edits = self._plan.edits.get(layer)
+            return self._apply(edits, hidden) if edits else None
 
         return edit
 
-    def _apply(self, groups: list[Group], hidden: Tensor) -> Tensor:
+    def _apply(self, edits: _LayerEdits, hidden: Tensor) -> Tensor:
+        old = hidden[edits.rows]
         # Float32 while the changes add up, one rounding at the end.
-        result = hidden.clone()
-        rows = sorted({row for group in groups for row in group.rows})
-        local = {row: index for index, row in enumerate(rows)}
-        index = torch.tensor(rows, device=hidden.device)
-        before = hidden[index].float()
+        before = old.float()
         total = before.clone()
-        for group in groups:
-            at = torch.tensor([local[row] for row in group.rows], device=hidden.device)
-            total.index_add_(0, at, group.stack.change(before[at], self._gain(group)))
+        for group, places in zip(edits.groups, edits.places, strict=True):
+            if places is None:
+                total += group.stack.change(before, self._gain(group))
+            else:
+                total.index_add_(0, places, group.stack.change(before[places], self._gain(group)))
         # What did not change keeps every bit, the sign of a zero too.
-        result[index] = torch.where(total == before, hidden[index], total.to(hidden.dtype))
+        new = torch.where(total == before, old, total.to(hidden.dtype))
+        if len(new) == len(hidden):
+            return new
+        result = hidden.clone()
+        result[edits.rows] = new
         return result
 
     def _gain(self, group: Group) -> Float[Tensor, "entries seq"]:
         """Gain of each entry at each token: row gain, position mask, schedule and condition."""
-        gain = torch.stack([self._coefficient(*way) for way in group.ways])[group.way, group.index]
+        first, *others = [self._coefficient(*way) for way in group.ways]
+        gain = torch.stack([first, *others])[group.way, group.index] if others else first[group.index]
         for entry, (row, condition) in group.conditions.items():
             gain[entry] *= self._holds(row, condition)
         return gain
@@ -151,8 +157,10 @@ class BoundPlan:
         if (where, schedule) not in self._coefficients:
             batch = self._batch
             mask = where.mask(batch.positions, batch.prompt_lengths, batch.token_ids) & batch.valid
-            index = (batch.positions - batch.prompt_lengths).clamp(min=0)
-            self._coefficients[where, schedule] = schedule.gains(index) * mask * batch.gains[:, None]
+            gains = batch.gains[:, None] * mask
+            if not isinstance(schedule, Constant):
+                gains = schedule.gains((batch.positions - batch.prompt_lengths).clamp(min=0)) * gains
+            self._coefficients[where, schedule] = gains
         return self._coefficients[where, schedule]
 
     def _holds(self, row: int, condition: Condition) -> Bool[Tensor, " seq"]:
@@ -182,8 +190,32 @@ class BoundPlan:
         return self._truths[row, id(condition)]
 
 
+@dataclass(frozen=True, slots=True)
+class _LayerEdits:
+    """What happens at one layer."""
+
+    groups: Sequence[Group]
+    rows: slice | Int[Tensor, " touched"]
+    """The rows that any group touches, in order; there may be others behind those that the plan knows."""
+    places: Sequence[Int[Tensor, " entries"] | None]
+    """For each group, where among those rows its entries are; None: one at each, in order."""
+
+
+def _edits(groups: Sequence[Group], device: torch.device) -> _LayerEdits:
+    rows = sorted({row for group in groups for row in group.rows})
+    # Where it can be, a slice: it copies nothing.
+    index = slice(len(rows)) if rows == list(range(len(rows))) else torch.tensor(rows, device=device)
+    local = {row: place for place, row in enumerate(rows)}
+    places = [
+        None if group.rows == rows else torch.tensor([local[row] for row in group.rows], device=device)
+        for group in groups
+    ]
+    return _LayerEdits(groups, index, places)
+
+
 def _key(edit: Edit) -> _Key:
-    return edit.layer, STACKS[edit.kind], edit.sae.weights_hash if isinstance(edit, SaeEdit) else None
+    of_sae = (edit.sae.weights_hash, edit.kind, edit.keep_error) if isinstance(edit, SaeEdit) else None
+    return edit.layer, STACKS[edit.kind], of_sae
 
 
 def _handed(saes: Mapping[str, SparseAutoencoder], weights_hash: str) -> SparseAutoencoder:

@@ -82,7 +82,7 @@ class RotateStack:
 
 
 class SaeStack:
-    """Stacked `weight` and `swap` edits of one SAE; their rows are encoded together."""
+    """Stacked `weight` or `swap` edits of one SAE, all of one kind and error; their rows are encoded together."""
 
     def __init__(
         self, entries: Sequence[tuple[int, Weight | Swap]], sae: SparseAutoencoder, device: torch.device
@@ -90,16 +90,20 @@ class SaeStack:
         edits = [edit for _, edit in entries]
         self.sae = sae
         self.scores = torch.stack([edit.scores.tensor for edit in edits]).to(device)
-        self.swap = torch.tensor([isinstance(edit, Swap) for edit in edits], device=device)
-        self.keep_error = torch.tensor([edit.keep_error for edit in edits], device=device)
+        self.swap, self.keep_error = isinstance(edits[0], Swap), edits[0].keep_error
         self.strength = torch.tensor([edit.strength for edit in edits], device=device)
         self.only_shrink = bool(((self.scores >= 0) & (self.scores <= 1)).all())
 
     def change(self, hidden: Tensor, gain: Tensor) -> Tensor:
         """See `ops.reweigh`."""
-        gain = gain * self.strength[:, None]
         return ops.reweigh(
-            self.sae, hidden, self.scores, self.swap, self.keep_error, gain, only_shrink=self.only_shrink
+            self.sae,
+            hidden,
+            self.scores,
+            gain * self.strength[:, None],
+            swap=self.swap,
+            keep_error=self.keep_error,
+            only_shrink=self.only_shrink,
         )
 
 
