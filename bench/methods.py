@@ -3,7 +3,7 @@
 Every (task, method, seed) is kept as it ends, answers and grades too: stopped at any moment, it goes on there. The last line is
 one JSON object.
 
-    python bench/methods.py [TASKS] [--methods caa,sae,sae-ts,...] [--seeds 0,1,2] [--prompts 16] [--tokens 40] [--jobs N]
+    python bench/methods.py [TASKS] [--methods caa,sae,sae-ts,...] [--seeds 0,1] [--prompts 16] [--tokens 40] [--jobs N]
                             [--out FOLDER] [--report FILE] [--readme]
 
 TASKS: folder of JSON files with `name`, `positive`, `negative` and `score_criterion`, such as the paper's own; by default the
@@ -208,7 +208,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("tasks", type=Path, nargs="?", default=Path(__file__).parent / "tasks")
     parser.add_argument("--methods", default=METHODS)
-    parser.add_argument("--seeds", type=lambda text: [int(word) for word in text.split(",")], default=[0, 1, 2])
+    parser.add_argument("--seeds", type=lambda text: [int(word) for word in text.split(",")], default=[0, 1])
     parser.add_argument("--prompts", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=40)
     parser.add_argument("--judge", default="local")

@@ -247,14 +247,14 @@ def test_more_than_fit_are_told_to_come_back(tiny: LanguageModel, store: Store) 
 
 def test_closing_a_stream_frees_its_row(ai: OpenAI, app: FastAPI) -> None:
     pump = pump_of(app)
-    slow_down(pump)
+    slow_down(pump, 0.05)
     stream = ask(ai, stream=True, max_tokens=LONG_TOKENS)
     next(stream)
     assert pump.running == 1
     began = time.monotonic()
     stream.close()
     assert is_soon(lambda: pump.running == 0)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 8
 
 
 @pytest.mark.parametrize("stream", [True, False])
