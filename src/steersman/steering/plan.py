@@ -83,7 +83,7 @@ class BatchPlan:
             entries = sorted(found[layer, family, used], key=lambda entry: (entry[0], repr(entry[1])))
             needs = mean_norms[layer] if used is None else _handed(saes or {}, used[0])
             groups[layer].append(Group(entries, family(entries, needs, device), device))
-        self.edits = {layer: _edits(found, device) for layer, found in groups.items()}
+        self.edits = {layer: _edits(own, device) for layer, own in groups.items()}
         self.layers = tuple(sorted({*self.edits, *self.probes}))
 
     def bind(self, batch: TokenBatch, latches: Sequence[Latches]) -> BoundPlan:
